@@ -1,0 +1,1 @@
+"""Which model: names, files and downloads; knows no engine."""

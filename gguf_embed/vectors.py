@@ -1,0 +1,111 @@
+"""Post-processing of embeddings in numpy: L2, MRL truncation, similarity.
+
+It knows nothing of models, files or llama.cpp.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["l2_normalize", "layer_norm", "similarity", "similarity_pairwise", "truncate_dim"]
+
+Float32Matrix = NDArray[np.float32]
+
+
+def l2_normalize(embeddings: Float32Matrix) -> Float32Matrix:
+    """Scale every row to unit length.
+
+    Args:
+        embeddings: (n, dim) float32, finite.
+
+    Returns:
+        (n, dim) float32, a new C-contiguous array; a row of zeros stays zero.
+    """
+    # Summed in float64: at dim 4096 a float32 sum of squares is off by up to 1e-6.
+    norms = np.sqrt(np.einsum("ij,ij->i", embeddings, embeddings, dtype=np.float64))
+    norms[norms == 0] = 1
+    return np.ascontiguousarray(embeddings / norms[:, None], dtype=np.float32)
+
+
+def layer_norm(embeddings: Float32Matrix, *, eps: float = 1e-5) -> Float32Matrix:
+    """Take mean and variance out of every row, without weights, as nomic-embed-text asks before truncation.
+
+    Args:
+        embeddings: (n, n_embd) float32.
+        eps: added to the variance.
+
+    Returns:
+        (n, n_embd) float32, a new array.
+
+    Source: torch.nn.functional.layer_norm with its default eps, as on the model card of nomic-embed-text-v1.5.
+    """
+    centred = embeddings - embeddings.mean(axis=1, keepdims=True, dtype=np.float64)
+    variance = np.square(centred).mean(axis=1, keepdims=True)
+    return np.ascontiguousarray(centred / np.sqrt(variance + eps), dtype=np.float32)
+
+
+def truncate_dim(embeddings: Float32Matrix, dim: int) -> Float32Matrix:
+    """Keep the first `dim` components and normalise again (MRL).
+
+    Args:
+        embeddings: (n, n_embd) float32.
+        dim: components to keep, 1 <= dim <= n_embd.
+
+    Returns:
+        (n, dim) float32, a new array of unit rows; a row of zeros stays zero.
+
+    Raises:
+        ValueError: dim is outside 1..n_embd.
+
+    Source: Matryoshka Representation Learning, arXiv:2205.13147.
+    """
+    n_embd = embeddings.shape[1]
+    if not 1 <= dim <= n_embd:
+        raise ValueError(f"dim is {dim}; it is 1..{n_embd} here")
+    return l2_normalize(embeddings[:, :dim])
+
+
+def similarity(a: ArrayLike, b: ArrayLike) -> Float32Matrix:
+    """Cosine of every vector of `a` with every vector of `b`.
+
+    Args:
+        a: (dim,) or (n, dim).
+        b: (dim,) or (m, dim).
+
+    Returns:
+        (n, m) float32 in -1..1; a single vector counts as one row.
+
+    Raises:
+        ValueError: the lengths differ, or an argument is neither a vector nor a matrix.
+    """
+    left, right = _rows(a), _rows(b)
+    if left.shape[1] != right.shape[1]:
+        raise ValueError(f"vectors of {left.shape[1]} and {right.shape[1]} components do not compare")
+    return np.asarray(np.clip(l2_normalize(left) @ l2_normalize(right).T, -1, 1), dtype=np.float32)
+
+
+def similarity_pairwise(a: ArrayLike, b: ArrayLike) -> NDArray[np.float32]:
+    """Cosine of the first of `a` with the first of `b`, the second with the second, and so on.
+
+    Args:
+        a: (dim,) or (n, dim).
+        b: the same shape as `a`.
+
+    Returns:
+        (n,) float32 in -1..1.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    left, right = _rows(a), _rows(b)
+    if left.shape != right.shape:
+        raise ValueError(f"shapes {left.shape} and {right.shape} differ; pairs need as many rows of the same length")
+    return np.asarray(np.clip(np.einsum("ij,ij->i", l2_normalize(left), l2_normalize(right)), -1, 1), dtype=np.float32)
+
+
+def _rows(vectors: ArrayLike) -> Float32Matrix:
+    matrix = np.atleast_2d(np.asarray(vectors, dtype=np.float32))
+    if matrix.ndim != 2:
+        raise ValueError(f"expected a vector or a matrix, got {matrix.ndim} dimensions")
+    return matrix
