@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["l2_normalize", "layer_norm", "similarity", "similarity_pairwise", "truncate_dim"]
+__all__ = ["l2_normalize", "layer_norm", "quantize_embeddings", "similarity", "similarity_pairwise", "truncate_dim"]
 
 Float32Matrix = NDArray[np.float32]
 
@@ -109,3 +109,34 @@ def _rows(vectors: ArrayLike) -> Float32Matrix:
     if matrix.ndim != 2:
         raise ValueError(f"expected a vector or a matrix, got {matrix.ndim} dimensions")
     return matrix
+
+
+def quantize_embeddings(embeddings: Float32Matrix, precision: str) -> NDArray[np.generic]:
+    """Store embeddings in fewer bits.
+
+    Args:
+        embeddings: (n, dim) float32.
+        precision: "float32", "int8", "uint8", "binary" or "ubinary". int8 and uint8 spread the range that each
+            component has in these very rows, so they need at least two rows and compare only within one call.
+
+    Returns:
+        (n, dim) float32, int8 or uint8; (n, ceil(dim / 8)) int8 for "binary", uint8 for "ubinary".
+
+    Raises:
+        ValueError: no such precision, or a single row for int8 and uint8.
+
+    Source: sentence-transformers 6.2, util/quantization.py, quantize_embeddings.
+    """
+    if precision == "float32":
+        return embeddings
+    if precision in ("binary", "ubinary"):
+        packed = np.packbits(embeddings > 0, axis=-1)
+        return packed if precision == "ubinary" else (packed.astype(np.int16) - 128).astype(np.int8)
+    if precision not in ("int8", "uint8"):
+        raise ValueError(f"precision is {precision!r}; it is float32, int8, uint8, binary or ubinary")
+    if len(embeddings) < 2:
+        raise ValueError(f"{precision} spreads the range of many rows and got {len(embeddings)}; use binary or float32")
+    low, high = embeddings.min(axis=0), embeddings.max(axis=0)
+    steps = np.where(high > low, (high - low) / 255, 1)
+    levels = np.clip((embeddings - low) / steps, 0, 255)
+    return levels.astype(np.uint8) if precision == "uint8" else (levels - 128).astype(np.int8)

@@ -210,15 +210,16 @@ class Session:
     def _decode_guarded(self, texts: list[Tokens], indices: Sequence[int]) -> Float32Matrix:
         """Decode, and give every text whose row is not finite another chance alone, then on the CPU."""
         rows = self._decode(texts)
-        for position in np.flatnonzero(~_is_sound(rows)):
+        for position in map(int, np.flatnonzero(~_is_sound(rows))):
             rows[position] = self._rescue(texts[position], indices[position])
         return rows
 
     def _rescue(self, ids: Tokens, index: int) -> Float32Matrix:
+        """Embed one text again: alone, then on the CPU. Returns (1, n_embd)."""
         row = self._decode([ids])
         if _is_sound(row)[0]:
             logger.warning("text %d gave a non-finite embedding in a batch; alone it is right", index)
-            return row[0]
+            return row
         if self.settings.device is not None:
             if self._on_cpu is None:
                 self._on_cpu = Session(
@@ -226,8 +227,10 @@ class Session:
                 )
             row = self._on_cpu._decode([ids])  # noqa: SLF001 - the same class
             if _is_sound(row)[0]:
-                logger.warning("text %d gave a non-finite embedding on %s; taken from the CPU", index, self.settings.device)
-                return row[0]
+                logger.warning(
+                    "text %d gave a non-finite embedding on %s; taken from the CPU", index, self.settings.device
+                )
+                return row
         raise NonFiniteEmbeddingError(
             f"text {index} has no finite embedding in {self.settings.path.name}, alone and on the CPU too; "
             "another quantization may embed it",

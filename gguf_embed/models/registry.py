@@ -66,15 +66,19 @@ class Registry:
         Raises:
             UnknownModelError: there is none; it suggests at most three ids that look alike.
         """
-        wanted = model_id.strip().lower()
+        if (found := self.find(model_id)) is not None:
+            return found
         by_name = {name: spec for spec in self.models for name in (spec.model_id, *spec.aliases)}
-        if wanted in by_name:
-            return by_name[wanted]
-        alike = difflib.get_close_matches(wanted, by_name, n=4 * _N_SUGGESTIONS)
+        alike = difflib.get_close_matches(model_id.strip().lower(), by_name, n=4 * _N_SUGGESTIONS)
         suggestions = tuple(dict.fromkeys(by_name[name].model_id for name in alike))[:_N_SUGGESTIONS]
         hint = f" Did you mean {' or '.join(suggestions)}?" if suggestions else ""
         message = f"no model is called {model_id!r}.{hint} 'gguf-embed models' lists them all."
         raise UnknownModelError(message, model_id=model_id, suggestions=suggestions)
+
+    def find(self, model_id: str) -> ModelSpec | None:
+        """Find a model by its id or alias, in any case; None if there is none."""
+        wanted = model_id.strip().lower()
+        return next((spec for spec in self.models if wanted == spec.model_id or wanted in spec.aliases), None)
 
     def find_repo(self, repo: str) -> ModelSpec | None:
         """Find the model that has a file, a discoverable repo or its original under this repo name, in any case."""
@@ -167,10 +171,8 @@ def _model(model_id: str, table: dict[str, Any], path: Path) -> ModelSpec:
     return spec
 
 
-def _build(cls: Any, table: Any, path: Path, name: str) -> Any:
+def _build(cls: Any, table: dict[str, Any], path: Path, name: str) -> Any:
     """Make one dataclass of one table; every key is a field, every value of the field's type."""
-    if not isinstance(table, dict):
-        _fail(path, name, f"it is {table!r}; it is a table of keys and values")
     known = {_KEY_OF_FIELD.get(field.name, field.name): field for field in fields(cls)}
     for key in table:
         if key not in known:
@@ -197,6 +199,8 @@ def _convert(hint: Any, raw: Any, path: Path, name: str, key: str) -> Any:
     if isinstance(hint, types.UnionType):  # TOML has no null: None is the absent key
         hint = next(arg for arg in typing.get_args(hint) if arg is not type(None))
     if is_dataclass(hint):
+        if not isinstance(raw, dict):
+            _fail(path, name, f"{key} is {raw!r}; it is a table")
         return _build(hint, raw, path, f"{name}.{key}")
     if typing.get_origin(hint) is tuple:
         return _convert_tuple(typing.get_args(hint)[0], raw, path, name, key)

@@ -145,7 +145,7 @@ class Matryoshka:
 
     def __post_init__(self) -> None:
         if bool(self.dims) == (self.min is not None) or (self.min is None) != (self.max is None):
-            raise ValueError("matryoshka has either min and max, or dims")
+            raise ValueError("min and max, or dims: give the one or the other")
         if self.min is not None and self.max is not None and not 1 <= self.min <= self.max:
             raise ValueError(f"min is {self.min} and max {self.max}; 1 <= min <= max")
         if any(dim < 1 for dim in self.dims) or list(self.dims) != sorted(set(self.dims), reverse=True):
@@ -179,7 +179,7 @@ class Shape:
     def __post_init__(self) -> None:
         _check_positive(self, *(one.name for one in fields(self)))
         if self.n_head % self.n_head_kv:
-            raise ValueError(f"n_head is {self.n_head}; it is a multiple of n_head_kv, {self.n_head_kv}")
+            raise ValueError(f"n_head_kv is {self.n_head_kv}; n_head, {self.n_head}, is a multiple of it")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

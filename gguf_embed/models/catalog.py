@@ -1,0 +1,300 @@
+"""From what the user typed to files that could run it, and from the chosen one to a path on disk.
+
+It joins registry, references, hub and starter wheel; it must not know plans or memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path, PurePosixPath
+
+from gguf_embed.config import Config
+from gguf_embed.errors import InvalidGGUFError, OfflineError, UnknownQuantError
+from gguf_embed.models.header import ModelFacts, facts_of_header, facts_of_spec, load_facts
+from gguf_embed.models.hub import Hub, Progress, RemoteFile
+from gguf_embed.models.refs import Reference, is_shard, parse_reference, quant_of_file_name, select_file
+from gguf_embed.models.registry import load_registry
+from gguf_embed.models.specs import ModelSpec, QuantFile
+from gguf_embed.models.wheel import fetch_wheel_model, wheel_model_path
+from gguf_embed.native.ggml import parse_header
+
+__all__ = ["Catalog", "Resolved", "Source"]
+
+logger = logging.getLogger(__name__)
+
+# What is tried of a repo that the registry does not know, best first; the other quants only when named.
+_LADDER = ("Q4_K_M", "Q4_K_S", "Q3_K_M")
+_QUALITY_LADDER = ("F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_0", *_LADDER, "F32", "IQ4_XS", "Q4_0", "Q2_K")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """One way to get one quantization.
+
+    Attributes:
+        origin: "local", "hub" (a known file), "repo" (a repository to be listed) or "wheel".
+        quant: Q4_K_M, ...; "" where a local file's name does not say.
+        repo: of the hub, None for a local file or a wheel.
+        file: inside the repo, None until a repository is listed.
+        revision: commit or branch, None for the newest.
+        size_bytes: of the file; of its tensors for a repository to be listed; None when unknown.
+        sha256: of the file, None when unknown.
+        path: where it lies on disk, None when it must be fetched.
+    """
+
+    origin: str
+    quant: str
+    repo: str | None = None
+    file: str | None = None
+    revision: str | None = None
+    size_bytes: int | None = None
+    sha256: str | None = None
+    path: Path | None = None
+
+    @property
+    def is_on_disk(self) -> bool:
+        """Whether no download is needed."""
+        return self.path is not None
+
+    @property
+    def name(self) -> str:
+        """The file for people: its path on disk, or repo and file."""
+        return str(self.path) if self.path else "/".join(part for part in (self.repo, self.file) if part) or self.origin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """What a reference can mean.
+
+    Attributes:
+        reference: as parsed.
+        model_id: the registry's name, else the repo or file.
+        spec: the registry's facts, None for a model that it does not know.
+        sources: quantizations to choose from, best first.
+    """
+
+    reference: Reference
+    model_id: str
+    spec: ModelSpec | None
+    sources: tuple[Source, ...]
+
+
+class Catalog:
+    """Every model that this user can name.
+
+    Args:
+        config: folders, endpoint, offline.
+        hub: stands in for the hub of `config`, for tests.
+    """
+
+    def __init__(self, config: Config, hub: Hub | None = None) -> None:
+        self._config = config
+        self.registry = load_registry(config.config_dir / "models.toml")
+        self.hub = hub or Hub(endpoint=config.endpoint, cache_dir=config.hub_cache, offline=config.offline)
+
+    def parse(self, text: str) -> Reference:
+        """Read a reference without asking the hub anything.
+
+        Raises:
+            UnknownModelError: nothing answers to it.
+            UnknownQuantError: the model does not come in this quantization.
+        """
+        return parse_reference(text, self.registry)
+
+    def resolve(self, text: str, *, prefer: str = "default") -> Resolved:
+        """Find out what a reference means and which quantizations could be had.
+
+        Lists a repository that the registry does not know, which uses the network.
+
+        Args:
+            text: any form of model reference.
+            prefer: "default", or "quality" for the ladder that starts with F16 and Q8_0.
+
+        Raises:
+            UnknownModelError: nothing answers to it.
+            UnknownQuantError: the model does not come in this quantization.
+            HubError: the repository cannot be listed.
+        """
+        if prefer not in ("default", "quality"):
+            raise ValueError(f"prefer is {prefer!r}; it is default or quality")
+        reference = self.parse(text)
+        spec = reference.spec
+        if reference.path is not None:
+            sources = [Source(origin="local", quant=reference.quant or "", path=reference.path.absolute())]
+            return _resolved(reference, reference.path.name, spec, sources)
+        if reference.repo is None and spec is not None:
+            wanted = _wanted(reference, spec.quality_ladder if prefer == "quality" else spec.ladder)
+            sources = [self._source_of_spec(spec, quant) for quant in wanted]
+            return _resolved(reference, spec.model_id, spec, self._reachable(sources))
+        model_id = spec.model_id if spec is not None else reference.repo or text
+        return _resolved(reference, model_id, spec, self._sources_of_repo(reference, prefer))
+
+    def facts(self, resolved: Resolved, source: Source) -> ModelFacts:
+        """Facts of one source: from its header on disk, from the registry, else from the header on the hub.
+
+        Raises:
+            ModelLoadError: the header is no usable one.
+            HubError: the header cannot be fetched.
+        """
+        spec = resolved.spec
+        if source.path is not None:
+            facts = load_facts(source.path)
+        else:
+            known = facts_of_spec(spec, source.quant, source.size_bytes) if spec and source.size_bytes else None
+            facts = known or self._fetch_facts(resolved, source)
+        if spec is not None:
+            facts = dataclasses.replace(facts, n_ctx_train=min(facts.n_ctx_train, spec.max_tokens))
+        return facts
+
+    def fetch(self, resolved: Resolved, source: Source, *, on_progress: Progress | None = None) -> Path:
+        """Return the file on disk, downloading or making it when it is not there.
+
+        Args:
+            resolved: where the source comes from.
+            source: the chosen one.
+            on_progress: called with bytes present and bytes in all.
+
+        Raises:
+            HubError: it cannot be had.
+            UnknownQuantError: a listed repository does not hold this quantization after all.
+        """
+        if source.path is not None:
+            return source.path
+        if source.origin == "wheel" and resolved.spec is not None and resolved.spec.wheel is not None:
+            return fetch_wheel_model(
+                resolved.spec.wheel, resolved.spec.model_id, self._config.cache_dir, offline=self._config.offline
+            )
+        return self.hub.fetch_file(self._remote(resolved, source), on_progress=on_progress)
+
+    def _fetch_facts(self, resolved: Resolved, source: Source) -> ModelFacts:
+        if source.origin == "wheel":  # small, and its header is there only once it is made
+            return load_facts(self.fetch(resolved, source))
+        remote = self._remote(resolved, source)
+        header = self.hub.fetch_header(remote, parse_header)
+        return facts_of_header(header, Path(PurePosixPath(remote.file).name))
+
+    def _remote(self, resolved: Resolved, source: Source) -> RemoteFile:
+        """The exact file of a source; a repository is listed now."""
+        if source.repo is None:
+            raise InvalidGGUFError(f"{source.name} is not on the hub", path=Path(source.name))
+        if source.file is None:
+            listing = self.hub.fetch_listing(source.repo, source.revision)
+            return select_file(listing, source.quant, model_id=resolved.model_id)
+        return RemoteFile(
+            repo=source.repo,
+            revision=source.revision or "main",
+            file=source.file,
+            size_bytes=source.size_bytes,
+            sha256=source.sha256,
+        )
+
+    def _source_of_spec(self, spec: ModelSpec, quant: str) -> Source:
+        """The best way to one quantization: on disk, then the starter wheel, then a pinned file, then a listed repo."""
+        known = [self._source_of_file(file) for file in spec.files if file.quant == quant]
+        if spec.wheel is not None and spec.wheel.quant == quant:
+            path = wheel_model_path(spec.wheel, spec.model_id, self._config.cache_dir)
+            wheel = Source(origin="wheel", quant=quant, path=path if path.is_file() else None)
+            has_extra = find_spec("gguf") is not None and find_spec("safetensors") is not None
+            known = [wheel, *known] if has_extra or not known else [*known, wheel]
+        for discoverable in spec.discoverable:
+            for name, tensor_bytes in discoverable.quants:
+                if name == quant:
+                    cached = self._cached(discoverable.repo, quant)
+                    known.append(cached or Source(
+                        origin="repo", quant=quant, repo=discoverable.repo, size_bytes=tensor_bytes
+                    ))  # fmt: skip
+        return next((source for source in known if source.is_on_disk), known[0])
+
+    def _source_of_file(self, file: QuantFile) -> Source:
+        return Source(
+            origin="hub",
+            quant=file.quant,
+            repo=file.repo,
+            file=file.file,
+            revision=file.revision,
+            size_bytes=file.size_bytes,
+            sha256=file.sha256,
+            path=self.hub.cached_path(file.repo, file.file, file.revision, size_bytes=file.size_bytes),
+        )
+
+    def _cached(self, repo: str, quant: str) -> Source | None:
+        """A file of this quantization that is in the cache already, whatever its commit."""
+        for cached in self.hub.cached_files(repo):
+            if quant_of_file_name(cached.file) == quant and not is_shard(cached.file):
+                return Source(
+                    origin="hub", quant=quant, repo=cached.repo, file=cached.file, revision=cached.revision,
+                    size_bytes=cached.size_bytes, path=cached.path,
+                )  # fmt: skip
+        return None
+
+    def _sources_of_repo(self, reference: Reference, prefer: str) -> list[Source]:
+        """Quantizations of one named repository; those that the registry pins need no listing."""
+        repo, spec = reference.repo or "", reference.spec
+        pinned = [file for file in spec.files if file.repo == repo] if spec and reference.revision is None else []
+        if reference.file is not None:
+            pinned = [file for file in pinned if file.file == reference.file]
+            return [self._source_of_file(file) for file in pinned] or [self._source_of_named_file(reference)]
+        if pinned:
+            ladder = [quant for quant in _ladder(prefer, spec) if quant in {file.quant for file in pinned}]
+            by_quant = {file.quant: file for file in pinned}
+            wanted = _wanted(reference, ladder or list(by_quant))
+            if all(quant in by_quant for quant in wanted):
+                return self._reachable(self._source_of_file(by_quant[quant]) for quant in wanted)
+        if reference.quant is not None and (cached := self._cached(repo, reference.quant)):
+            return [cached]
+        listing = self.hub.fetch_listing(repo, reference.revision)
+        quants = {quant_of_file_name(remote.file) for remote in listing if not is_shard(remote.file)}
+        ladder = [quant for quant in _ladder(prefer, spec) if quant in quants]
+        wanted = _wanted(reference, ladder or [quant for quant in _QUALITY_LADDER if quant in quants])
+        if not wanted:
+            raise UnknownQuantError(
+                f"{repo} has no GGUF in one file; name another repository", model_id=repo, quant="", available=()
+            )
+        return [self._source_of_remote(select_file(listing, quant, model_id=repo), quant) for quant in wanted]
+
+    def _source_of_named_file(self, reference: Reference) -> Source:
+        repo, file = reference.repo or "", reference.file or ""
+        return Source(
+            origin="hub", quant=reference.quant or "", repo=repo, file=file, revision=reference.revision,
+            path=self.hub.cached_path(repo, file, reference.revision),
+        )  # fmt: skip
+
+    def _source_of_remote(self, remote: RemoteFile, quant: str) -> Source:
+        path = self.hub.cached_path(remote.repo, remote.file, remote.revision, size_bytes=remote.size_bytes)
+        return Source(
+            origin="hub", quant=quant, repo=remote.repo, file=remote.file, revision=remote.revision,
+            size_bytes=remote.size_bytes, sha256=remote.sha256, path=path,
+        )  # fmt: skip
+
+    def _reachable(self, sources: Iterable[Source]) -> list[Source]:
+        """All of them, or when offline those on disk; none on disk is an error that says what to do."""
+        every = list(sources)
+        if not self._config.offline:
+            return every
+        here = [source for source in every if source.is_on_disk]
+        if not here:
+            names = ", ".join(source.quant for source in every)
+            raise OfflineError(
+                f"the network is off and none of {names} is on disk; go online once and run: gguf-embed pull"
+            )
+        if len(here) < len(every):
+            logger.warning("offline: only %s on disk", ", ".join(source.quant for source in here))
+        return here
+
+
+def _resolved(reference: Reference, model_id: str, spec: ModelSpec | None, sources: Iterable[Source]) -> Resolved:
+    return Resolved(reference=reference, model_id=model_id, spec=spec, sources=tuple(sources))
+
+
+def _ladder(prefer: str, spec: ModelSpec | None) -> tuple[str, ...]:
+    if spec is not None:
+        return spec.quality_ladder if prefer == "quality" else spec.ladder
+    return _QUALITY_LADDER if prefer == "quality" else _LADDER
+
+
+def _wanted(reference: Reference, ladder: Iterable[str]) -> tuple[str, ...]:
+    return (reference.quant,) if reference.quant is not None else tuple(ladder)

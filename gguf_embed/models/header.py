@@ -1,0 +1,216 @@
+"""Facts of one model file that planning and loading need, from its GGUF header or from the registry.
+
+It must not know plans, memory or the network: whoever has the header's bytes passes them in.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gguf_embed.errors import UnsupportedModelError
+from gguf_embed.models.specs import ModelSpec, Shape
+from gguf_embed.native import ggml
+from gguf_embed.native.llama import FTYPES, POOLING_TYPES, is_architecture_supported
+
+__all__ = ["ModelFacts", "check_embeddable", "facts_of_header", "facts_of_spec", "load_facts"]
+
+_POOLING_NAMES = {value: name for name, value in POOLING_TYPES.items()}
+_FTYPE_NAMES = {value: name for name, value in FTYPES.items()}
+# Encoders without a causal mask keep no KV cache; llama.cpp names them so.
+_ENCODERS = re.compile(r"bert|eurobert|gemma-embedding|llama-embed|t5encoder")
+# Bits a weight of the token table in files of tied embeddings, where llama.cpp keeps it finer than the layers.
+# Source: llama.cpp 0c1e57098 src/llama-quant.cpp; Q6_K is 210 bytes for 256 weights, Q8_0 is 34 for 32.
+_TABLE_BITS = {"F32": 32.0, "F16": 16.0, "BF16": 16.0, "Q8_0": 8.5}
+_TABLE_BITS_K = 6.5625
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """What one file is, in llama.cpp's words.
+
+    Attributes:
+        architecture: general.architecture.
+        quant: Q4_K_M, F16, ...; None where the header does not say.
+        n_layer: transformer layers.
+        n_embd: components of a hidden state.
+        n_ff: width of the feed-forward part.
+        n_head_kv: key and value heads of a layer (the mean, where layers differ).
+        head_dim: components of a key; attention.key_length, not n_embd / n_head.
+        n_vocab: rows of the token table.
+        n_ctx_train: longest text in the header, in tokens.
+        pooling_type: "last", "mean", "cls", "rank", "none", or None where the header does not say.
+        is_causal: tokens see only what came before, and a KV cache is kept.
+        add_eos: the tokenizer ends texts with EOS; None where the header does not say.
+        layer_bytes: weights of all layers together.
+        table_bytes: the token table and what else stays on the host.
+        output_bytes: the vocabulary projection; the table again where both are tied.
+        is_exact: read from a header, not estimated from the registry.
+    """
+
+    architecture: str
+    quant: str | None
+    n_layer: int
+    n_embd: int
+    n_ff: int
+    n_head_kv: int
+    head_dim: int
+    n_vocab: int
+    n_ctx_train: int
+    pooling_type: str | None
+    is_causal: bool
+    add_eos: bool | None
+    layer_bytes: int
+    table_bytes: int
+    output_bytes: int
+    is_exact: bool
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """F16 keys and values of one token over all layers; an encoder keeps none."""
+        return 2 * self.n_layer * self.n_head_kv * self.head_dim * 2 if self.is_causal else 0
+
+    @property
+    def weights_bytes(self) -> int:
+        """All tensors of the file."""
+        return self.layer_bytes + self.table_bytes
+
+
+def load_facts(path: Path) -> ModelFacts:
+    """Read the facts of a GGUF on disk.
+
+    Raises:
+        InvalidGGUFError: not a GGUF, or cut short.
+        UnsupportedModelError: a shard of a split file, or a GGUF without an architecture or its sizes.
+    """
+    return facts_of_header(ggml.load_header(path), path)
+
+
+def facts_of_header(header: ggml.GGUFHeader, path: Path) -> ModelFacts:
+    """Draw the facts from a header.
+
+    Args:
+        header: as llama.cpp parsed it.
+        path: names the file in errors.
+
+    Raises:
+        UnsupportedModelError: a shard of a split file, or a header without an architecture or its sizes.
+    """
+    metadata = header.metadata
+    architecture = metadata.get("general.architecture")
+    n_shards = metadata.get("split.count", 0)
+    if isinstance(n_shards, int) and n_shards > 1:
+        raise UnsupportedModelError(
+            f"{path.name} is one of {n_shards} shards of a split file; merge them with llama.cpp's llama-gguf-split "
+            "--merge, or take a quantization in one file.",
+            path=path,
+        )
+    if not isinstance(architecture, str):
+        raise UnsupportedModelError(f"{path.name} names no general.architecture; it is no model.", path=path)
+
+    def number(key: str, default: int | None = None) -> int:
+        value: Any = metadata.get(f"{architecture}.{key}", default)
+        if isinstance(value, tuple):  # one value a layer
+            value = round(sum(value) / len(value)) if value else default
+        if not isinstance(value, int) or value < 0:
+            raise UnsupportedModelError(f"{path.name} has no {architecture}.{key} in its header.", path=path)
+        return value
+
+    n_embd, n_head = number("embedding_length"), number("attention.head_count")
+    tensors = {tensor.name: tensor.size_bytes for tensor in header.tensors}
+    layer_bytes = sum(size for name, size in tensors.items() if name.startswith("blk."))
+    table = tensors.get("token_embd.weight", 0)
+    pooling, causal = metadata.get(f"{architecture}.pooling_type"), metadata.get(f"{architecture}.attention.causal")
+    add_eos, file_type = metadata.get("tokenizer.ggml.add_eos_token"), metadata.get("general.file_type")
+    return ModelFacts(
+        architecture=architecture,
+        quant=_FTYPE_NAMES.get(file_type) if isinstance(file_type, int) else None,
+        n_layer=number("block_count"),
+        n_embd=n_embd,
+        n_ff=number("feed_forward_length", 4 * n_embd),
+        n_head_kv=number("attention.head_count_kv", n_head),
+        head_dim=number("attention.key_length", n_embd // max(n_head, 1)),
+        n_vocab=header.array_lengths.get("tokenizer.ggml.tokens", 0),
+        n_ctx_train=number("context_length"),
+        pooling_type=_POOLING_NAMES.get(pooling) if isinstance(pooling, int) else None,
+        is_causal=causal if isinstance(causal, bool) else not _ENCODERS.search(architecture),
+        add_eos=add_eos if isinstance(add_eos, bool) else None,
+        layer_bytes=layer_bytes,
+        table_bytes=sum(tensors.values()) - layer_bytes,
+        output_bytes=tensors.get("output.weight", table),
+        is_exact=True,
+    )
+
+
+def facts_of_spec(spec: ModelSpec, quant: str, size_bytes: int) -> ModelFacts | None:
+    """Estimate the facts of a file that is not here from what the registry knows.
+
+    Args:
+        spec: the model.
+        quant: of the file.
+        size_bytes: of the file, or of its tensors.
+
+    Returns:
+        Facts with is_exact False, or None where the registry has no shape for this model.
+    """
+    shape = spec.shape
+    if shape is None:
+        return None
+    table_bytes = min(_table_bytes(shape, quant), size_bytes)
+    return ModelFacts(
+        architecture=spec.arch,
+        quant=quant,
+        n_layer=shape.n_layer,
+        n_embd=shape.n_embd,
+        n_ff=shape.n_ff,
+        n_head_kv=shape.n_head_kv,
+        head_dim=shape.head_dim,
+        n_vocab=shape.n_vocab,
+        n_ctx_train=spec.max_tokens,
+        pooling_type=spec.pooling_type,
+        is_causal=not _ENCODERS.search(spec.arch),
+        add_eos=spec.add_eos,
+        layer_bytes=size_bytes - table_bytes,
+        table_bytes=table_bytes,
+        output_bytes=table_bytes,
+        is_exact=False,
+    )
+
+
+def _table_bytes(shape: Shape, quant: str) -> int:
+    return int(shape.n_vocab * shape.n_embd * _TABLE_BITS.get(quant, _TABLE_BITS_K) / 8)
+
+
+def check_embeddable(facts: ModelFacts, path: Path, *, pooling_type: str | None) -> str:
+    """Check that this llama.cpp can embed with the file, before its weights move or load.
+
+    Args:
+        facts: of the file.
+        path: names the file in errors.
+        pooling_type: overrides the header's; from the registry or the caller.
+
+    Returns:
+        The pooling to use: "last", "mean" or "cls".
+
+    Raises:
+        UnsupportedModelError: the architecture is unknown here, or no usable pooling is known.
+    """
+    if not is_architecture_supported(facts.architecture):
+        raise UnsupportedModelError(
+            f"{path.name} is of architecture {facts.architecture!r}, which this llama.cpp does not know; "
+            "a newer one may: pip install -U llama-cpp-python",
+            path=path,
+        )
+    pooling = pooling_type or facts.pooling_type
+    if pooling in ("last", "mean", "cls"):
+        return pooling
+    if pooling == "rank":
+        raise UnsupportedModelError(f"{path.name} is a reranker: it scores pairs and has no embeddings.", path=path)
+    raise UnsupportedModelError(
+        f"{path.name} says nothing of pooling ({facts.architecture}.pooling_type), as a chat model does; vectors "
+        "from a guess would be wrong. If it is an embedding model, take a newer conversion of it, or pass what its card says: "
+        "pooling_type='last' (--pooling last).",
+        path=path,
+    )
