@@ -9,7 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gguf_embed.embedder import Embedder, EmbedReport
+    from gguf_embed.embedder import Embedder
+    from gguf_embed.encoding import EmbedReport, EncodeOptions
     from gguf_embed.errors import (
         AccessDeniedError,
         BackendError,
@@ -37,14 +38,16 @@ if TYPE_CHECKING:
         UnknownQuantError,
         UnsupportedModelError,
     )
-    from gguf_embed.fit.planner import Plan
+    from gguf_embed.fit.planner import Limits, Plan
     from gguf_embed.vectors import similarity, similarity_pairwise, truncate_dim
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Embedder": "gguf_embed.embedder",
-    "EmbedReport": "gguf_embed.embedder",
+    "EmbedReport": "gguf_embed.encoding",
+    "EncodeOptions": "gguf_embed.encoding",
+    "Limits": "gguf_embed.fit.planner",
     "Plan": "gguf_embed.fit.planner",
     "similarity": "gguf_embed.vectors",
     "similarity_pairwise": "gguf_embed.vectors",
@@ -63,12 +66,14 @@ __all__ = [
     "DownloadError",
     "EmbedReport",
     "Embedder",
+    "EncodeOptions",
     "GGUFEmbedError",
     "HubError",
     "InputError",
     "InvalidGGUFError",
     "InvalidRegistryError",
     "InvalidTextError",
+    "Limits",
     "MissingExtraError",
     "ModelLoadError",
     "NonFiniteEmbeddingError",

@@ -5,6 +5,8 @@ It knows nothing of models, files or llama.cpp.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -111,7 +113,7 @@ def _rows(vectors: ArrayLike) -> Float32Matrix:
     return matrix
 
 
-def quantize_embeddings(embeddings: Float32Matrix, precision: str) -> NDArray[np.generic]:
+def quantize_embeddings(embeddings: Float32Matrix, precision: str) -> NDArray[Any]:
     """Store embeddings in fewer bits.
 
     Args:
@@ -131,7 +133,7 @@ def quantize_embeddings(embeddings: Float32Matrix, precision: str) -> NDArray[np
         return embeddings
     if precision in ("binary", "ubinary"):
         packed = np.packbits(embeddings > 0, axis=-1)
-        return packed if precision == "ubinary" else (packed.astype(np.int16) - 128).astype(np.int8)
+        return packed if precision == "ubinary" else np.asarray(packed.astype(np.int16) - 128, dtype=np.int8)
     if precision not in ("int8", "uint8"):
         raise ValueError(f"precision is {precision!r}; it is float32, int8, uint8, binary or ubinary")
     if len(embeddings) < 2:
@@ -139,4 +141,5 @@ def quantize_embeddings(embeddings: Float32Matrix, precision: str) -> NDArray[np
     low, high = embeddings.min(axis=0), embeddings.max(axis=0)
     steps = np.where(high > low, (high - low) / 255, 1)
     levels = np.clip((embeddings - low) / steps, 0, 255)
-    return levels.astype(np.uint8) if precision == "uint8" else (levels - 128).astype(np.int8)
+    offset, dtype = (0, np.uint8) if precision == "uint8" else (128, np.int8)
+    return np.asarray(levels - offset, dtype=dtype)

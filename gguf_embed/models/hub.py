@@ -331,9 +331,8 @@ class Hub:
     def _fetch_published(self, remote: RemoteFile, *, max_attempts: int | None) -> _Published:
         """Ask what the hub would send: one HEAD, no bytes."""
         source = self._source(remote, remote.revision)
-        timeout_s = min(10.0, self._wire.stall_timeout_s)
-        ask = partial(get_hf_file_metadata, source.url, timeout=timeout_s, library_name=LIBRARY)
-        answer = self._wire.persist(ask, source, max_attempts=max_attempts)
+        ask = partial(get_hf_file_metadata, source.url, timeout=min(10.0, self._wire.stall_timeout_s))
+        answer = self._wire.persist(partial(ask, library_name=LIBRARY), source, max_attempts=max_attempts)
         commit, etag = answer.commit_hash or "", answer.etag or ""
         size_bytes = remote.size_bytes if answer.size is None else answer.size
         if not _COMMIT.fullmatch(commit) or not _ETAG.fullmatch(etag) or size_bytes is None:

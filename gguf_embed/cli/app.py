@@ -1,0 +1,108 @@
+"""The `gguf-embed` group: loads a command's module only when it is called, so that --help is quick.
+
+It must not know what commands do.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from gguf_embed import __version__
+from gguf_embed.errors import GGUFEmbedError
+
+__all__ = ["cli", "run"]
+
+# Command, module, first line of its help: shown by --help without importing the module.
+_COMMANDS = {
+    "embed": ("embed", "Turn texts into vectors."),
+    "similarity": ("embed", "Compare texts: cosine of their vectors."),
+    "plan": ("plan", "Show which quantization fits here, and why."),
+    "pull": ("manage", "Fetch a model."),
+    "list": ("manage", "List the model files on this disk."),
+    "show": ("manage", "Show what is known of a model."),
+    "rm": ("manage", "Delete a model's files from this disk."),
+    "models": ("manage", "List the models that have a name here."),
+    "completion": ("manage", "Print the script that completes commands in a shell."),
+}
+
+
+class _LazyGroup(click.Group):
+    """A group that knows its commands' names and help, and imports them late."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"gguf_embed.cli.{_COMMANDS[cmd_name][0]}")
+        return getattr(module, f"{cmd_name}_command")  # type: ignore[no-any-return]
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, words) for name, (_, words) in _COMMANDS.items()])
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
+@click.version_option(__version__, prog_name="gguf-embed")
+def cli() -> None:
+    r"""Text embeddings on the machine you own.
+
+    Picks the quantization that fits your memory, fetches it, and gives unit vectors.
+
+    \b
+      gguf-embed embed "What is the capital of China?" --as query
+      gguf-embed plan qwen3-embedding-4b
+    """
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line.
+
+    Args:
+        arguments: without the program's name.
+
+    Returns:
+        The exit code; bugs are raised and show their traceback.
+    """
+    from gguf_embed.cli.exits import INTERRUPTED, exit_code  # noqa: PLC0415 - keeps --help quick
+
+    try:
+        cli.main(args=list(arguments), prog_name="gguf-embed", standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        return INTERRUPTED
+    except GGUFEmbedError as error:
+        click.echo(f"error: {error}", err=True)
+        return exit_code(error)
+    except BrokenPipeError:
+        # The reader has enough, as `head` does; nothing may be written at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return 0
+
+
+def set_verbosity(*, quiet: bool, verbose: bool) -> None:
+    """Send the package's log to stderr: warnings, nothing (-q), or everything (-v)."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter())
+    package = logging.getLogger("gguf_embed")
+    package.handlers[:] = [handler]
+    package.propagate = False
+    package.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.WARNING)
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return f"{record.levelname.lower()}: {record.getMessage()}"

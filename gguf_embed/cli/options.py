@@ -1,0 +1,121 @@
+"""Options that several commands share, and the models they come to.
+
+It must not know what commands print.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from gguf_embed.cli.app import set_verbosity
+from gguf_embed.cli.exits import usage_errors
+
+__all__ = ["json_option", "load_model", "model_argument", "model_option", "open_model", "plan_options", "verbosity"]
+
+Command = Callable[..., Any]
+
+
+class SizeType(click.ParamType[int]):
+    """A size such as 4GiB."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        from gguf_embed.sizes import parse_size  # noqa: PLC0415 - completion loads nothing
+
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_size(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def _complete_model(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:  # noqa: ARG001
+    from gguf_embed.config import load_config  # noqa: PLC0415 - only when a shell asks
+    from gguf_embed.models.registry import load_registry  # noqa: PLC0415
+
+    registry = load_registry(load_config().config_dir / "models.toml")
+    names = [name for spec in registry.models for name in (spec.model_id, *spec.aliases)]
+    return [name for name in names if name.startswith(incomplete.lower())]
+
+
+model_argument = click.argument("model", shell_complete=_complete_model)
+model_option = click.option(
+    "-m", "--model", shell_complete=_complete_model, help="Model reference; the configured default when left out."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def verbosity(command: Command) -> Command:
+    """Add -q and -v."""
+
+    @click.option("-q", "--quiet", is_flag=True, help="No progress, no warnings.")
+    @click.option("-v", "--verbose", is_flag=True, help="Show what happens, llama.cpp's log included.")
+    @functools.wraps(command)
+    def wrapped(*args: Any, quiet: bool, verbose: bool, **options: Any) -> Any:
+        set_verbosity(quiet=quiet, verbose=verbose)
+        click.get_current_context().ensure_object(dict)["quiet"] = quiet
+        return command(*args, **options)
+
+    return wrapped
+
+
+def plan_options(command: Command) -> Command:
+    """Add what limits a plan: device, memory, longest text, threads, ladder."""
+    for option in (
+        click.option("--threads", "n_threads", type=click.IntRange(min=1), help="CPU threads; all cores if left out."),
+        click.option("--n-ctx", type=click.IntRange(min=1), help="Longest text in tokens; what fits if left out."),
+        click.option("--prefer", type=click.Choice(["default", "quality"]), default="default", show_default=True,
+                     help="quality tries F16 and Q8_0 first."),
+        click.option("--memory", "memory_bytes", type=SizeType(), help="Use at most this much, such as 4GiB."),
+        click.option("--device", type=click.Choice(["auto", "gpu", "cpu"]), help="Where to run."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def limits_of(options: dict[str, Any]) -> Any:
+    """Take the limits out of a command's options; the configured ones stand where none are given."""
+    from gguf_embed.config import load_config  # noqa: PLC0415 - keeps --help quick
+    from gguf_embed.fit.planner import Limits  # noqa: PLC0415
+
+    config = load_config()
+    with usage_errors():
+        return Limits(
+            memory_bytes=options.pop("memory_bytes") or config.memory_bytes,
+            device=options.pop("device") or config.device,
+            n_ctx=options.pop("n_ctx"),
+            n_threads=options.pop("n_threads") or config.n_threads,
+        )
+
+
+def open_model(model: str | None, options: dict[str, Any]) -> Any:
+    """Make an Embedder of a reference and a command's options; nothing is fetched yet."""
+    from gguf_embed.embedder import Embedder  # noqa: PLC0415 - keeps --help quick
+
+    limits = limits_of(options)
+    with usage_errors():
+        return Embedder(model, limits=limits, **options)
+
+
+def load_model(embedder: Any) -> None:
+    """Plan, fetch with a progress bar, and load."""
+    from gguf_embed.progress import download_progress  # noqa: PLC0415 - keeps --help quick
+
+    with usage_errors():
+        plan = embedder.plan
+    if is_quiet():
+        embedder.load()
+        return
+    with download_progress(f"{plan.model_id} {plan.quant}") as on_progress:
+        embedder.load(on_progress)
+
+
+def is_quiet() -> bool:
+    """Whether -q was given."""
+    return bool(click.get_current_context().ensure_object(dict).get("quiet"))

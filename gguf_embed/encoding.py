@@ -1,0 +1,136 @@
+"""How texts become vectors: the options of a call, its report, and the way from raw rows to what was asked for.
+
+It must not know sessions, files or plans.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gguf_embed import vectors
+from gguf_embed.errors import DimensionError
+from gguf_embed.models.specs import Matryoshka
+
+__all__ = ["EmbedReport", "EncodeKeywords", "EncodeOptions", "QueryKeywords", "check_dim", "finish"]
+
+Float32Matrix = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodeOptions:
+    """How texts become vectors.
+
+    Attributes:
+        prompt_name: a prompt of the model, such as "query".
+        prompt: put before each text as it is; wins over prompt_name.
+        task: takes the place of the task in the query prompt.
+        batch_size: at most this many texts a decode; memory is bounded by tokens, not by it.
+        normalize_embeddings: give rows unit length.
+        truncate_dim: components to keep (MRL), None for the Embedder's.
+        truncate: "error" for over-long texts, or "end" to cut them.
+        precision: "float32", "int8", "uint8", "binary" or "ubinary".
+    """
+
+    prompt_name: str | None = None
+    prompt: str | None = None
+    task: str | None = None
+    batch_size: int | None = None
+    normalize_embeddings: bool = True
+    truncate_dim: int | None = None
+    truncate: str = "error"
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.batch_size is not None and (not isinstance(self.batch_size, int) or self.batch_size < 1):
+            raise ValueError(f"batch_size is {self.batch_size!r}; it is a whole number of at least 1")
+        if self.truncate not in ("error", "end"):
+            raise ValueError(f"truncate is {self.truncate!r}; it is 'error' or 'end'")
+
+
+class EncodeKeywords(TypedDict, total=False):
+    """Keywords of `encode` and `encode_document`."""
+
+    prompt_name: str | None
+    prompt: str | None
+    batch_size: int | None
+    show_progress_bar: bool
+    precision: str
+    normalize_embeddings: bool
+    truncate_dim: int | None
+    truncate: str
+
+
+class QueryKeywords(EncodeKeywords, total=False):
+    """Keywords of `encode_query`."""
+
+    task: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedReport:
+    """Embeddings and what happened on the way.
+
+    Attributes:
+        embeddings: (n, dim) in the order of the texts.
+        n_tokens: tokens of each text as embedded, special ones included.
+        truncated: positions of the texts that were cut.
+    """
+
+    embeddings: NDArray[Any]
+    n_tokens: tuple[int, ...]
+    truncated: tuple[int, ...]
+
+
+def finish(
+    rows: Float32Matrix, dim: int | None, *, matryoshka: Matryoshka | None = None, normalize: bool = True
+) -> Float32Matrix:
+    """Raw rows to what was asked for: layer norm where the model wants it before a cut, cut, L2.
+
+    Args:
+        rows: (n, n_embd) float32 as the model gave them.
+        dim: components to keep, None for all.
+        matryoshka: how the model was trained to be cut.
+        normalize: give rows unit length.
+
+    Returns:
+        (n, dim) float32.
+    """
+    if dim is None or dim == rows.shape[1]:
+        return vectors.l2_normalize(rows) if normalize else rows
+    if matryoshka is not None and matryoshka.layer_norm_first:
+        rows = vectors.layer_norm(rows)
+    return vectors.truncate_dim(rows, dim) if normalize else np.ascontiguousarray(rows[:, :dim])
+
+
+def check_dim(dim: int, n_embd: int, *, model: str | None, matryoshka: Matryoshka | None) -> int:
+    """Refuse to cut vectors where the model was not trained for it.
+
+    Args:
+        dim: components asked for.
+        n_embd: components of a full vector.
+        model: the registry's name, None for a file that it does not know.
+        matryoshka: how the model was trained to be cut, None for not.
+
+    Returns:
+        `dim`.
+
+    Raises:
+        TypeError: dim is no whole number.
+        DimensionError: dim is not allowed; the message has what is.
+    """
+    if not isinstance(dim, int) or isinstance(dim, bool):
+        raise TypeError(f"truncate_dim is {dim!r}; it is a whole number")
+    if dim == n_embd or (matryoshka is not None and matryoshka.allows(dim, n_embd)):
+        return dim
+    allowed = matryoshka.describe(n_embd) if matryoshka is not None else str(n_embd)
+    if model is None:
+        why = "whether this file was trained to be cut is not known; cut it yourself with gguf_embed.truncate_dim()"
+    elif matryoshka is None:
+        why = f"{model} was not trained to be cut and gives {n_embd}"
+    else:
+        why = f"{model} gives {allowed}"
+    raise DimensionError(f"truncate_dim is {dim}; {why}", dim=dim, allowed=allowed)

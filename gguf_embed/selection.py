@@ -1,0 +1,150 @@
+"""Selection: which file a reference came to, where it runs and with which pooling and EOS, decided before it loads.
+
+It joins catalog and planner; it must not know texts or vectors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from gguf_embed.engine.session import SessionSettings
+from gguf_embed.fit import hardware, planner
+from gguf_embed.fit.planner import Limits, Plan
+from gguf_embed.models.catalog import Catalog, Resolved, Source
+from gguf_embed.models.header import ModelFacts, check_embeddable, load_facts
+from gguf_embed.models.specs import ModelSpec
+
+__all__ = ["Overrides", "Selection", "check_on_disk", "select", "session_settings"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overrides:
+    """What the caller knows better than a file's header; None leaves it to the registry, then to the header."""
+
+    pooling_type: str | None = None
+    add_eos: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.pooling_type not in (None, "last", "mean", "cls"):
+            raise ValueError(f"pooling_type is {self.pooling_type!r}; it is last, mean or cls")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """One reference, decided.
+
+    Attributes:
+        resolved: what the reference could mean.
+        source: the chosen file.
+        plan: where and how it runs.
+        pooling_type: "last", "mean" or "cls".
+        add_eos: what llama.cpp is told about EOS, None where the header speaks for itself.
+    """
+
+    resolved: Resolved
+    source: Source
+    plan: Plan
+    pooling_type: str
+    add_eos: bool | None
+
+    @property
+    def ends_with_eos(self) -> bool | None:
+        """Whether texts end with EOS by override or header; None where neither says."""
+        return self.plan.facts.add_eos if self.add_eos is None else self.add_eos
+
+
+def select(
+    catalog: Catalog,
+    text: str,
+    *,
+    prefer: str = "default",
+    limits: Limits,
+    overrides: Overrides,
+    machine: hardware.Hardware | None = None,
+) -> Selection:
+    """Resolve a reference, weigh its quantizations and choose one.
+
+    Args:
+        catalog: what can be had.
+        text: the reference.
+        prefer: "default" or "quality".
+        limits: what the plan may use.
+        overrides: what the caller knows better.
+        machine: plan for another machine than this one.
+
+    Raises:
+        RegistryError: nothing answers to the reference.
+        HubError: a header or a listing that is needed cannot be fetched.
+        ModelLoadError: a file cannot be embedded with.
+        DoesNotFitError: nothing fits.
+    """
+    resolved = catalog.resolve(text, prefer=prefer)
+    candidates: dict[str, planner.Candidate] = {}
+    for source in resolved.sources:
+        facts = catalog.facts(resolved, source)
+        pooling = _pooling(facts, Path(source.name), resolved.spec, overrides)
+        candidates[source.quant] = planner.Candidate(
+            quant=source.quant or facts.quant or "unknown",
+            facts=dataclasses.replace(facts, pooling_type=pooling),
+            is_on_disk=source.is_on_disk,
+        )
+    plan = planner.plan(resolved.model_id, tuple(candidates.values()), machine or hardware.probe(), limits)
+    quant = next(name for name, candidate in candidates.items() if candidate.quant == plan.quant)
+    return Selection(
+        resolved=resolved,
+        source=next(source for source in resolved.sources if source.quant == quant),
+        plan=plan,
+        pooling_type=plan.facts.pooling_type or "",
+        add_eos=_eos_override(plan.facts, resolved.spec, overrides),
+    )
+
+
+def check_on_disk(selection: Selection, path: Path, *, overrides: Overrides) -> Selection:
+    """Look at the file that was really fetched, and say where its header is overridden.
+
+    Raises:
+        ModelLoadError: it cannot be embedded with.
+    """
+    facts, spec = load_facts(path), selection.resolved.spec
+    pooling = _pooling(facts, path, spec, overrides)
+    add_eos = _eos_override(facts, spec, overrides)
+    whose = "as told" if spec is None else f"as the registry has it for {spec.model_id}"
+    if facts.pooling_type != pooling:
+        logger.warning("%s: pooling is %s in the file; using %s, %s", path.name, facts.pooling_type, pooling, whose)
+    if add_eos is not None:
+        logger.warning("%s: add_eos_token is %s in the file; using %s, %s", path.name, facts.add_eos, add_eos, whose)
+    return dataclasses.replace(selection, pooling_type=pooling, add_eos=add_eos)
+
+
+def session_settings(selection: Selection, path: Path) -> SessionSettings:
+    """Tell the engine, which knows no plans, how to run the chosen file."""
+    plan = selection.plan
+    return SessionSettings(
+        path=path,
+        pooling_type=selection.pooling_type,
+        add_eos=selection.add_eos,
+        n_ctx=plan.n_ctx,
+        n_ctx_max=plan.n_ctx_max,
+        n_batch=plan.n_batch,
+        n_ubatch=plan.n_ubatch,
+        n_seq_max=plan.n_seq_max,
+        n_gpu_layers=plan.n_gpu_layers,
+        device=plan.device,
+        load_mode=plan.load_mode,
+        n_threads=plan.n_threads,
+    )
+
+
+def _pooling(facts: ModelFacts, path: Path, spec: ModelSpec | None, overrides: Overrides) -> str:
+    known = spec.pooling_type if spec is not None else None
+    return check_embeddable(facts, path, pooling_type=overrides.pooling_type or known)
+
+
+def _eos_override(facts: ModelFacts, spec: ModelSpec | None, overrides: Overrides) -> bool | None:
+    wanted = overrides.add_eos if overrides.add_eos is not None else spec.add_eos if spec is not None else None
+    return None if wanted == facts.add_eos else wanted
