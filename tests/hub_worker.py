@@ -13,9 +13,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from gguf_embed.models.hub import Hub, RemoteFile
-
 from fake_hub import COMMIT, FakeHub
+
+from gguf_embed.models.hub import Hub, RemoteFile
 
 REPO, FILE = "org/model-GGUF", "model-Q4_K_M.gguf"
 SLOW_BYTES_PER_S = 32 << 20  # 32 MiB/s: slow enough to be stopped half-way

@@ -18,7 +18,7 @@ END_OF_TEXT = "<|endoftext|>"
 CONTROL_TOKENS = (END_OF_TEXT, "<|im_start|>", "<|im_end|>")
 # Pairs in merge order: enough for whole words, spaces and a few bytes beyond ASCII.
 MERGES = (
-    "t h", "th e", "i n", "a n", "e r", "o n", "r e", "Ġ t", "Ġ a", "Ġt he", "an d", "Ġa nd", "in g", "Ġ Ġ", "ĠĠ ĠĠ",
+    "t h", "th e", "i n", "a n", "e r", "o n", "r e", "Ġ t", "Ġ a", "Ġ the", "an d", "Ġ and", "in g", "Ġ Ġ", "ĠĠ ĠĠ",
     "o f", "Ġ of", "t i", "ti on", "Ã ©", "ä ¸", "e n", "o r", "Ġ w", "Ġ s", "c a", "ca p", "i t", "a l", "it al",
     "cap ital", "Ġ capital",
 )  # fmt: skip

@@ -12,6 +12,12 @@ import time
 from pathlib import Path
 
 import pytest
+from fake_hub import COMMIT, FakeHub
+from hub_worker import FILE, REPO, measure_kill, measure_pair, random_body
+from huggingface_hub import HFCacheInfo
+from huggingface_hub.errors import FileMetadataError, LocalEntryNotFoundError
+from huggingface_hub.utils import close_session
+
 from gguf_embed.errors import (
     AccessDeniedError,
     ChecksumError,
@@ -24,12 +30,6 @@ from gguf_embed.errors import (
 from gguf_embed.models import hub as hub_module
 from gguf_embed.models import transfer
 from gguf_embed.models.hub import Hub, RemoteFile
-from huggingface_hub import HFCacheInfo
-from huggingface_hub.errors import FileMetadataError, LocalEntryNotFoundError
-from huggingface_hub.utils import close_session
-
-from fake_hub import COMMIT, FakeHub
-from hub_worker import FILE, REPO, measure_kill, measure_pair, random_body
 
 MIB = 1 << 20
 BODY = random_body(3 * MIB)
@@ -410,10 +410,14 @@ class TestResume:
         """Ctrl-C ends a stalled transfer at once and keeps what has arrived."""
         fake.faults.stall_after = MIB
         previous = signal.signal(signal.SIGALRM, signal.default_int_handler)
-        signal.setitimer(signal.ITIMER_REAL, 0.3)
+
+        def press_soon(present_bytes, total_bytes):
+            if present_bytes == MIB:
+                signal.setitimer(signal.ITIMER_REAL, 0.1)
+
         try:
             with pytest.raises(KeyboardInterrupt):
-                make().fetch_file(remote())
+                make().fetch_file(remote(), on_progress=press_soon)
         finally:
             signal.signal(signal.SIGALRM, previous)
         assert (folder(cache_dir) / "blobs" / f"{fake.sha256}.incomplete").read_bytes() == BODY[:MIB]
@@ -458,7 +462,7 @@ class TestRetry:
         """No byte for stall_timeout_s counts as a broken connection; the retry asks for the rest."""
         fake.faults.stall_after, fake.faults.stall_times = MIB, 1
         began = time.monotonic()
-        assert make(stall_timeout_s=0.2).fetch_file(remote()).read_bytes() == BODY
+        assert make(stall_timeout_s=0.5).fetch_file(remote()).read_bytes() == BODY
         assert time.monotonic() - began < 5
         assert ranges(fake) == [None, f"bytes={MIB}-"]
         assert sleeps == [1]

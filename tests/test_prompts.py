@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import pytest
-from gguf_embed.models.registry import load_registry
-from gguf_embed.prompts import PromptSet, apply_prompt, resolve_prompt
 from hypothesis import given
 from hypothesis import strategies as st
+
+from gguf_embed.models.registry import load_registry
+from gguf_embed.prompts import PromptSet, apply_prompt, resolve_prompt
 
 QWEN = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
 BGE = "Represent this sentence for searching relevant passages: "

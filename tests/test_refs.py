@@ -3,11 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from gguf_embed.errors import UnknownModelError, UnknownQuantError
 from gguf_embed.models.refs import is_shard, parse_reference, quant_of_file_name, select_file
 from gguf_embed.models.registry import QuantFile, load_registry
-from hypothesis import given
-from hypothesis import strategies as st
 
 REGISTRY = load_registry()
 REPO = "Qwen/Qwen3-Embedding-4B-GGUF"

@@ -8,6 +8,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
 from gguf_embed.config import DEFAULT_MODEL
 from gguf_embed.errors import InvalidRegistryError, UnknownModelError
 from gguf_embed.models import registry as registry_module
@@ -19,8 +22,6 @@ from gguf_embed.models.registry import (
     Registry,
     load_registry,
 )
-from hypothesis import example, given
-from hypothesis import strategies as st
 
 SUM = "ab" * 32
 COMMIT = "cd" * 20

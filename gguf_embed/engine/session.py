@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_embed.engine.batching import pack, split
+from gguf_embed.engine.normalizing import Normalizer, normalizer_for
 from gguf_embed.errors import (
     ClosedError,
     DecodeError,
@@ -34,6 +35,7 @@ Tokens = NDArray[np.int32]
 Float32Matrix = NDArray[np.float32]
 OnBatch = Callable[[int, int], None]  # texts and tokens of the batch that was just decoded
 
+_STRIP_ACCENTS = "tokenizer.ggml.normalizer.strip_accents"
 # llama.cpp rounds a context up to whole multiples of this many cells.
 _N_CTX_STEP = 256
 
@@ -93,7 +95,10 @@ class Session:
         self._lock = threading.RLock()
         self._context: Context | None = None
         self._on_cpu: Session | None = None
-        overrides = {} if settings.add_eos is None else {"tokenizer.ggml.add_eos_token": settings.add_eos}
+        # Accents are taken off here (normalizing.py), so that llama.cpp does not do it its own way.
+        overrides = {_STRIP_ACCENTS: False}
+        if settings.add_eos is not None:
+            overrides["tokenizer.ggml.add_eos_token"] = settings.add_eos
         self._model: Model | None = Model(
             settings.path,
             n_gpu_layers=settings.n_gpu_layers,
@@ -122,6 +127,12 @@ class Session:
             )
         # Byte-level BPE keeps every byte, so a text's bytes bound its tokens from below; other tokenizers fold spaces.
         self._max_token_bytes = model.longest_token_bytes() if model.vocab_type == "bpe" else None
+        lowercase = model.metadata("tokenizer.ggml.normalizer.lowercase") or "true"
+        self._normalize = normalizer_for(
+            model.vocab_type,
+            model.metadata("tokenizer.ggml.pre") or "",
+            strips_accents=(model.metadata(_STRIP_ACCENTS) or lowercase) == "true",
+        )
         self._context = self._new_context(model, n_ctx=self.settings.n_ctx)
         self._is_splittable = self._context.is_causal and self.settings.pooling_type == "last"
 
@@ -148,7 +159,7 @@ class Session:
         model = self._open()
         tokens, truncated = [], []
         for index, text in enumerate(texts):
-            encoded = _utf8(text, prefix, index)
+            encoded = _utf8(text, prefix, index, self._normalize)
             if self._is_surely_too_long(encoded):
                 if truncate == "error":
                     raise self._too_long(index, len(encoded) // (self._max_token_bytes or 1), at_least=True)
@@ -304,7 +315,7 @@ def _is_sound(rows: Float32Matrix) -> NDArray[np.bool_]:
     return np.asarray(np.isfinite(rows).all(axis=1) & rows.any(axis=1))
 
 
-def _utf8(text: str, prefix: str, index: int) -> bytes:
+def _utf8(text: str, prefix: str, index: int, normalize: Normalizer) -> bytes:
     if not isinstance(text, str):
         raise TypeError(f"text {index} is {type(text).__name__}; texts are str")
     whole = prefix + text
@@ -315,7 +326,7 @@ def _utf8(text: str, prefix: str, index: int) -> bytes:
             reason="NUL character",
         )
     try:
-        return whole.encode("utf-8")
+        return normalize(whole).encode("utf-8")
     except UnicodeEncodeError as error:
         raise InvalidTextError(
             f"text {index} has a lone surrogate (U+{ord(whole[error.start]):04X}) at {error.start - len(prefix)}; "

@@ -198,6 +198,12 @@ class Model:
         """Tokenizer family: "bpe", "wpm", "spm", "ugm" or another of llama.cpp's."""
         return _VOCAB_TYPES.get(self._binding.llama_vocab_type(self._vocab), "unknown")
 
+    def metadata(self, key: str) -> str | None:
+        """Return a value of the file's header as text ("true", "256", "qwen2"), without overrides; None without one."""
+        value = ctypes.create_string_buffer(256)
+        length = self._binding.llama_model_meta_val_str(self.handle, key.encode(), value, len(value))
+        return value.value.decode("utf-8", "replace") if length >= 0 else None
+
     @property
     def closing_tokens(self) -> frozenset[int]:
         """Ids that may end a text: EOS and, for BERT, SEP."""

@@ -1,0 +1,40 @@
+"""What every test gets: no network but loopback, no settings of the developer's, caches of its own."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+_LOOPBACK = ("127.", "::1", "localhost")
+
+
+@pytest.fixture(autouse=True)
+def isolated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Refuse sockets beyond loopback, clear settings, point caches into tmp_path."""
+    for name in list(os.environ):
+        if name.startswith(("GGUF_EMBED_", "HF_", "HUGGINGFACE_")) and name != "HF_HUB_DISABLE_TELEMETRY":
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("GGUF_EMBED_CONFIG_DIR", str(tmp_path / "config"))
+    monkeypatch.setenv("GGUF_EMBED_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    if not request.node.get_closest_marker("network"):
+        monkeypatch.setattr(socket.socket, "connect", _loopback_only(socket.socket.connect))
+
+
+def _loopback_only(connect: Any) -> Any:
+    def guarded(self: socket.socket, address: Any) -> Any:
+        if isinstance(address, tuple) and not str(address[0]).startswith(_LOOPBACK):
+            raise OSError(f"a test tried to reach {address}")
+        return connect(self, address)
+
+    return guarded
