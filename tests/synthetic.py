@@ -19,7 +19,7 @@ CONTROL_TOKENS = (END_OF_TEXT, "<|im_start|>", "<|im_end|>")
 # Pairs in merge order: enough for whole words, spaces and a few bytes beyond ASCII.
 MERGES = (
     "t h", "th e", "i n", "a n", "e r", "o n", "r e", "Ġ t", "Ġ a", "Ġ the", "an d", "Ġ and", "in g", "Ġ Ġ", "ĠĠ ĠĠ",
-    "o f", "Ġ of", "t i", "ti on", "Ã ©", "ä ¸", "e n", "o r", "Ġ w", "Ġ s", "c a", "ca p", "i t", "a l", "it al",
+    "o f", "Ġ of", "t i", "ti on", "Ã ©", "ä ¸", "e n", "o r", "Ġ w", "Ġ s", "c a", "ca p", "i t", "a l", "it al",  # noqa: RUF001
     "cap ital", "Ġ capital",
 )  # fmt: skip
 
@@ -139,14 +139,16 @@ def write_qwen3(
     writer.add_eos_token_id(tokens.index(END_OF_TEXT))
     writer.add_bos_token_id(tokens.index(END_OF_TEXT))
     writer.add_pad_token_id(tokens.index(END_OF_TEXT))
-    writer.add_add_bos_token(False)
+    writer.add_add_bos_token(value=False)
     if add_eos is not None:
         writer.add_add_eos_token(add_eos)
     return _finish(writer, path, qwen3_tensors(shape, len(tokens), seed=seed) if not holes
                    else _hollow(shape, len(tokens)), f16=f16, holes=holes)  # fmt: skip
 
 
-def write_bert(path: Path, *, n_embd: int = 64, n_layer: int = 2, pooling_type: int = 2, n_ctx_train: int = 128) -> Path:
+def write_bert(
+    path: Path, *, n_embd: int = 64, n_layer: int = 2, pooling_type: int = 2, n_ctx_train: int = 128
+) -> Path:
     """Write a BERT encoder over a tiny WordPiece vocabulary."""
     words = ["the", "cat", "sat", "mat", "on", "a", "dog", "##s", "##ing", "run", *"abcdefghijklmnopqrstuvwxyz", "."]
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -159,7 +161,7 @@ def write_bert(path: Path, *, n_embd: int = 64, n_layer: int = 2, pooling_type: 
     writer.add_block_count(n_layer)
     writer.add_head_count(4)
     writer.add_layer_norm_eps(1e-12)
-    writer.add_causal_attention(False)
+    writer.add_causal_attention(value=False)
     writer.add_uint32("bert.pooling_type", pooling_type)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
     writer.add_token_type_count(2)

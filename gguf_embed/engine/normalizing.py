@@ -42,8 +42,8 @@ def _compose(text: str) -> str:
 def _strip_accents(text: str) -> str:
     """Decompose and drop what has no width of its own, as BERT does.
 
-    llama.cpp decomposes to the first character alone, which loses all but the first part of a Hangul syllable, and drops
-    spacing marks too, which are vowels in Devanagari and Tamil.
+    llama.cpp decomposes to the first character alone, which loses all but the first part of a Hangul syllable, and
+    drops spacing marks too, which are vowels in Devanagari and Tamil.
 
     Source: huggingface/tokenizers, normalizers/bert.rs, do_strip_accents.
     """
