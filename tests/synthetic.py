@@ -150,7 +150,7 @@ def write_bert(
     path: Path, *, n_embd: int = 64, n_layer: int = 2, pooling_type: int = 2, n_ctx_train: int = 128
 ) -> Path:
     """Write a BERT encoder over a tiny WordPiece vocabulary."""
-    words = ["the", "cat", "sat", "mat", "on", "a", "dog", "##s", "##ing", "run", *"abcdefghijklmnopqrstuvwxyz", "."]
+    words = ["the", "cat", "sat", "mat", "on", "a", "dog", "##s", "##ing", "run", *"bcdefghijklmnopqrstuvwxyz", "."]
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     tokens += [word[2:] if word.startswith("##") else "\u2581" + word for word in words]
     writer = gguf.GGUFWriter(path, "bert")

