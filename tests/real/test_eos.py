@@ -36,7 +36,7 @@ def test_truncation_keeps_the_eos(qwen3, caplog):
 def test_file_without_eos_is_refused(tmp_path):
     """A last-token file whose tokenizer adds no EOS is a named error that says what to do."""
     path = synthetic.write_qwen3(tmp_path / "old.gguf", add_eos=None)
-    with pytest.raises(UnsupportedModelError, match="add_eos_token is not true.*--add-eos"):
+    with pytest.raises(UnsupportedModelError, match=r"add_eos_token is not true.*--add-eos"):
         Embedder(str(path)).load()
 
 
@@ -50,7 +50,7 @@ def test_file_without_eos_can_be_overridden(tmp_path, qwen3, caplog):
 
 
 def test_wrong_pooling_is_overridden_by_the_registry(registered, tmp_path, caplog):
-    """A file the registry knows, with mean pooling in its header, is pooled by the registry's word, and that is shown."""
+    """A file that the registry knows is pooled by the registry's word, not its header's, and that is shown."""
     path = synthetic.write_qwen3(tmp_path / registered.name, pooling_type=1)
     with Embedder(str(path)) as wrong, Embedder(str(registered)) as right:
         assert wrong.similarity(wrong.encode("the capital"), right.encode("the capital"))[0, 0] > 0.99999

@@ -150,7 +150,7 @@ def test_context_refuses_what_would_abort(qwen3):
         context = Context(loaded, n_ctx=256, n_ubatch=64, n_seq_max=4, pooling_type="last", n_threads=1)
         ids = np.zeros(65, dtype=np.int32)
         for n_tokens, seq in ((0, 0), (65, 0), (3, 4), (3, -1)):
-            with pytest.raises(ValueError, match="tokens|sequence"):
+            with pytest.raises(ValueError, match=r"tokens|sequence"):
                 context.decode(ids[:n_tokens], ids[:n_tokens], np.full(n_tokens, seq, dtype=np.int32))
         context.close()
 

@@ -15,7 +15,24 @@ from gguf_embed import DimensionError, Embedder, Limits, similarity_pairwise
 def texts_of(n: int, seed: int = 0, longest: int = 60) -> list[str]:
     """Texts of mixed length, the empty one among them."""
     rng = random.Random(seed)
-    words = "the capital of a thing and words on tides é 你好 🙂 return x = 1".split()
+    words = [
+        "the",
+        "capital",
+        "of",
+        "a",
+        "thing",
+        "and",
+        "words",
+        "on",
+        "tides",
+        "é",
+        "你好",
+        "🙂",
+        "return",
+        "x",
+        "=",
+        "1",
+    ]
     return [" ".join(rng.choice(words) for _ in range(rng.randint(0, longest))) for _ in range(n)]
 
 
