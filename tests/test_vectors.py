@@ -171,24 +171,35 @@ def test_binary_is_ubinary_less_128():
     assert is_plain(packed, np.int8)
 
 
+# Ranges of 255 and 510, so that a level is 1 and 2 wide and no rounding of float32 blurs the picture.
+RANGED = matrix([0, -255], [255, 255], [127.9, 0], [64, -127])
+
+
 def test_uint8_spreads_the_range_of_each_component():
     """Each component's least value is 0, its greatest 255, the rest lies between by its share, rounded down."""
-    rows = matrix([0, -1], [1, 1], [0.5, 0], [0.25, -0.5])
-    levels = quantize_embeddings(rows, "uint8")
-    assert levels.tolist() == [[0, 0], [255, 255], [127, 127], [63, 63]]
+    levels = quantize_embeddings(RANGED, "uint8")
+    assert levels.tolist() == [[0, 0], [255, 255], [127, 127], [64, 64]]
     assert is_plain(levels, np.uint8)
 
 
 def test_int8_is_the_same_range_from_minus_128():
     """Least is -128 and greatest 127; what lies between is cut towards zero, as in sentence-transformers."""
-    levels = quantize_embeddings(matrix([0, -1], [1, 1], [0.5, 0], [0.25, -0.5]), "int8")
+    levels = quantize_embeddings(RANGED, "int8")
     assert levels.tolist() == [[-128, -128], [127, 127], [0, 0], [-64, -64]]
     assert is_plain(levels, np.int8)
 
 
+@pytest.mark.parametrize(("precision", "offset"), [("uint8", 0), ("int8", 128)])
+def test_levels_are_those_of_sentence_transformers(precision, offset):
+    """(x - least) / ((greatest - least) / 255), in float32, cut to a whole number."""
+    least, greatest = ROWS.min(axis=0), ROWS.max(axis=0)
+    expected = ((ROWS - least) / ((greatest - least) / 255) - offset).astype(precision)
+    assert np.array_equal(quantize_embeddings(ROWS, precision), expected)
+
+
 def test_a_component_that_never_changes_is_no_division_by_zero():
     """Equal values in a column become the least level."""
-    assert quantize_embeddings(matrix([3, 0], [3, 1]), "uint8").tolist() == [[0, 0], [0, 255]]
+    assert quantize_embeddings(matrix([3, 0], [3, 255]), "uint8").tolist() == [[0, 0], [0, 255]]
 
 
 def test_float32_is_left_as_it_is():

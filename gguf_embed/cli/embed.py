@@ -67,7 +67,7 @@ def embed_command(
         raise click.UsageError(f"there is no folder {output.parent}")
     records = _records(texts, source)
     report = _report([record.text for record in records], model, options)
-    target = output or click.get_binary_stream("stdout")
+    target = output or sys.stdout.buffer
     is_one = len(texts) == 1
     write_embeddings(target, report.embeddings, records, output_format=output_format, is_one=is_one)
 
@@ -82,7 +82,7 @@ def _records(texts: tuple[str, ...], source: Path | None) -> Sequence[Any]:
     if source is None and sys.stdin.isatty():
         raise click.UsageError("nothing to embed; give a TEXT, or -i FILE, or pipe lines in")
     if source is None or str(source) == "-":
-        return list(read_records(click.get_binary_stream("stdin"), name="stdin", is_jsonl=False))
+        return list(read_records(sys.stdin.buffer, name="stdin", is_jsonl=False))
     with source.open("rb") as stream:
         return list(read_records(stream, name=str(source), is_jsonl=is_jsonl_name(source)))
 

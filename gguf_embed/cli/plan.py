@@ -95,11 +95,15 @@ def _print(plan: Any, source: Any) -> None:
 
     cost = plan.cost
     click.echo(f"{plan.model_id} on {plan.device_description}\n")
-    rows = [(f"> {plan.quant}", format_size(plan.required_bytes), plan.reason)]
-    rows += [
-        (f"  {lost.quant}", "" if lost.required_bytes is None else format_size(lost.required_bytes), lost.reason)
-        for lost in plan.rejected
-    ]
+    lost = {
+        is_better: [
+            (f"  {one.quant}", format_size(one.required_bytes), one.reason)
+            for one in plan.rejected
+            if one.is_better == is_better
+        ]
+        for is_better in (True, False)
+    }
+    rows = [*lost[True], (f"> {plan.quant}", format_size(plan.required_bytes), plan.reason), *lost[False]]
     print_table(("  quant", "needs", "verdict"), rows, right=[1])
     click.echo()
     where = {"gpu": f"all of it on {plan.device}", "cpu": f"the CPU, {plan.n_threads} threads"}.get(

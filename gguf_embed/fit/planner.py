@@ -79,14 +79,16 @@ class Rejection:
     Attributes:
         quant: Q4_K_M, ...
         reason: a sentence for people.
-        required_bytes: what it needs where it was tried, None where it was not.
+        is_better: it comes before the chosen one in the ladder.
+        required_bytes: what it needs where it was tried.
         shortfall_bytes: how much is missing, 0 where it would have fitted.
     """
 
     quant: str
     reason: str
-    required_bytes: int | None = None
-    shortfall_bytes: int = 0
+    is_better: bool
+    required_bytes: int
+    shortfall_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -327,72 +329,57 @@ def _plan(
         cost=cost,
         available_bytes=place.budget_bytes,
         rejected=tuple(_rejections(candidates, chosen, place, hardware, limits)),
-        reason=_reason(place, facts, n_gpu_layers, required),
+        reason=_reason(place, facts, n_gpu_layers, required, passed_over=_places(hardware, limits)[0]),
     )
 
 
-def _reason(place: _Place, facts: ModelFacts, n_gpu_layers: int, required: int) -> str:
+def _reason(place: _Place, facts: ModelFacts, n_gpu_layers: int, required: int, *, passed_over: _Place) -> str:
     fits = f"{format_size(required)} of {format_size(place.budget_bytes)}"
     if place.placement == "gpu":
         return f"the best that fits whole on {place.name}: {fits}"
     if place.placement == "partial":
         return f"none fits whole on {place.name}; {n_gpu_layers} of {facts.n_layer} layers go there: {fits}"
-    return f"the best that fits in host memory: {fits}"
+    too_little = "" if passed_over == place else f"too little is free on {passed_over.name}; "
+    return f"{too_little}the best that fits in host memory: {fits}"
 
 
 def _rejections(
     candidates: Sequence[Candidate], chosen: Candidate, place: _Place, hardware: Hardware, limits: Limits
 ) -> Iterator[Rejection]:
-    """Why each other candidate lost; where the chosen one is split or on a CPU, why not whole on the device."""
-    whole = _places(hardware, limits)[0]
-    judged = place if place.placement != "partial" else whole
-    better = True
-    for candidate in candidates:
-        if candidate is chosen:
-            better = False
-            continue
-        layers = candidate.facts.n_layer + 1 if judged.placement == "gpu" else 0
-        n_ctx = _working_n_ctx(candidate.facts, limits)
-        short = _shortfall_bytes(candidate.facts, judged, n_ctx, layers)
-        cost = _cost(candidate.facts, n_ctx, layers)
-        required = _required_bytes(cost, judged.placement, candidate.facts, is_unified=judged.is_unified)
-        if short > 0:
-            reason = f"{format_size(short)} too much for {judged.name}"
-        else:
-            reason = (
-                "fits, but a smaller one leaves more layers on the device"
-                if better
-                else (f"fits, but {chosen.quant} is better")
-            )
-        yield Rejection(quant=candidate.quant, reason=reason, required_bytes=required, shortfall_bytes=max(0, short))
+    """Why each other candidate lost; where part of the chosen one is on the device, why none is whole there."""
+    judged = _places(hardware, limits)[0] if place.placement == "partial" else place
+    position = candidates.index(chosen)
+    for index, candidate in enumerate(candidates):
+        if candidate is not chosen:
+            fits = f"fits, but {chosen.quant} is better"
+            yield _rejection(candidate, judged, limits, fits=fits, is_better=index < position)
+
+
+def _rejection(candidate: Candidate, place: _Place, limits: Limits, *, fits: str, is_better: bool) -> Rejection:
+    facts, n_ctx = candidate.facts, _working_n_ctx(candidate.facts, limits)
+    n_gpu_layers = facts.n_layer + 1 if place.placement == "gpu" else 0
+    short = _shortfall_bytes(facts, place, n_ctx, n_gpu_layers)
+    cost = _cost(facts, n_ctx, n_gpu_layers)
+    return Rejection(
+        quant=candidate.quant,
+        reason=f"{format_size(short)} too much for {place.name}" if short > 0 else fits,
+        is_better=is_better,
+        required_bytes=_required_bytes(cost, place.placement, facts, is_unified=place.is_unified),
+        shortfall_bytes=max(0, short),
+    )
 
 
 def _does_not_fit(
     model_id: str, candidates: Sequence[Candidate], places: list[_Place], limits: Limits
 ) -> DoesNotFitError:
     place = places[-1] if limits.device != "gpu" else places[0]
-    rejected = []
-    for candidate in candidates:
-        layers = candidate.facts.n_layer + 1 if place.placement == "gpu" else 0
-        n_ctx = _working_n_ctx(candidate.facts, limits)
-        short = _shortfall_bytes(candidate.facts, place, n_ctx, layers)
-        required = _required_bytes(
-            _cost(candidate.facts, n_ctx, layers), place.placement, candidate.facts, is_unified=place.is_unified
-        )
-        rejected.append(
-            Rejection(
-                quant=candidate.quant,
-                reason=f"{format_size(short)} too much for {place.name}",
-                required_bytes=required,
-                shortfall_bytes=short,
-            )
-        )
+    rejected = tuple(_rejection(candidate, place, limits, fits="", is_better=False) for candidate in candidates)
     least = min(rejected, key=lambda one: one.shortfall_bytes)
     return DoesNotFitError(
-        f"{model_id} does not fit: the smallest quantization, {least.quant}, needs "
-        f"{format_size(least.required_bytes or 0)} and {format_size(place.budget_bytes)} are free for it. "
+        f"{model_id} does not fit: the smallest quantization, {least.quant}, is {format_size(least.shortfall_bytes)} "
+        f"too much for {place.name}, where {format_size(place.budget_bytes)} are free for it. "
         "Close other programs, or take a smaller model: gguf-embed models.",
-        required_bytes=least.required_bytes or 0,
+        required_bytes=least.required_bytes,
         available_bytes=place.budget_bytes,
-        rejected=tuple(rejected),
+        rejected=rejected,
     )

@@ -153,7 +153,7 @@ class Hub:
             DownloadError: the hub kept failing.
         """
         self._refuse_offline(f"the files of {repo} cannot be listed")
-        api = HfApi(endpoint=self._endpoint, library_name=LIBRARY)
+        api = HfApi(endpoint=self._endpoint, **LIBRARY)
 
         def ask() -> tuple[RemoteFile, ...]:
             answer = api.model_info(repo, revision=revision, files_metadata=True, timeout=self._wire.stall_timeout_s)
@@ -332,7 +332,7 @@ class Hub:
         """Ask what the hub would send: one HEAD, no bytes."""
         source = self._source(remote, remote.revision)
         ask = partial(get_hf_file_metadata, source.url, timeout=min(10.0, self._wire.stall_timeout_s))
-        answer = self._wire.persist(partial(ask, library_name=LIBRARY), source, max_attempts=max_attempts)
+        answer = self._wire.persist(partial(ask, **LIBRARY), source, max_attempts=max_attempts)
         commit, etag = answer.commit_hash or "", answer.etag or ""
         size_bytes = remote.size_bytes if answer.size is None else answer.size
         if not _COMMIT.fullmatch(commit) or not _ETAG.fullmatch(etag) or size_bytes is None:
@@ -381,7 +381,7 @@ class Hub:
         if (path := self._hit(published)) is not None:
             return path
         point = partial(hf_hub_download, published.repo, published.file, revision=published.commit)
-        point = partial(point, cache_dir=self._cache_dir, endpoint=self._endpoint, library_name=LIBRARY)
+        point = partial(point, cache_dir=self._cache_dir, endpoint=self._endpoint, **LIBRARY)
         return Path(self._wire.persist(point, self._source(published, published.commit), max_attempts=1))
 
     def _hit(self, published: _Published) -> Path | None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from huggingface_hub.errors import (
     FileMetadataError,
@@ -26,8 +26,15 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
 )
-from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, httpx
+# Exported lazily, which mypy does not see.
+from huggingface_hub.utils import (  # type: ignore[attr-defined]
+    build_hf_headers,
+    get_session,
+    hf_raise_for_status,
+    httpx,
+)
 
+from gguf_embed import __version__
 from gguf_embed.errors import (
     AccessDeniedError,
     ChecksumError,
@@ -46,7 +53,8 @@ T = TypeVar("T")
 Progress = Callable[[int, int], None]
 
 _LOG = logging.getLogger(__name__)
-LIBRARY = "gguf-embed"
+# What huggingface_hub calls put into the user agent.
+LIBRARY: dict[str, Any] = {"library_name": "gguf-embed", "library_version": __version__}
 _RETRIABLE = frozenset({408, 425, 429, 500, 502, 503, 504})
 _LONGEST_WAIT_S = 60.0
 _DISK_MARGIN_BYTES = 64 << 20  # 64 MiB stay free for everything else on the disk
@@ -210,7 +218,7 @@ class Wire:
     @contextlib.contextmanager
     def _get(self, source: Source, start: int, last: int | None = None) -> Iterator[httpx.Response]:
         """Open bytes start..last (all when None) of a URL; a redirect to another host loses Authorization in httpx."""
-        headers = build_hf_headers(library_name=LIBRARY) | {"Accept-Encoding": "identity"}
+        headers = build_hf_headers(**LIBRARY) | {"Accept-Encoding": "identity"}
         if start or last is not None:
             headers["Range"] = f"bytes={start}-{'' if last is None else last}"
         timeout = httpx.Timeout(self.stall_timeout_s)
