@@ -8,7 +8,9 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 
 import click
@@ -84,13 +86,21 @@ def run(arguments: Sequence[str]) -> int:
         click.echo("interrupted", err=True)
         return INTERRUPTED
     except GGUFEmbedError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(_wrapped(f"error: {error}"), err=True)
         return exit_code(error)
     except BrokenPipeError:
         # The reader has enough, as `head` does; nothing may be written at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return 0
+
+
+def _wrapped(message: str) -> str:
+    """Break lines between words where a terminal would break them within."""
+    if not sys.stderr.isatty():
+        return message
+    width = shutil.get_terminal_size().columns
+    return textwrap.fill(message, width, break_long_words=False, break_on_hyphens=False)
 
 
 def set_verbosity(*, quiet: bool, verbose: bool) -> None:

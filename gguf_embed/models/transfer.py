@@ -26,6 +26,7 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
 )
+
 # Exported lazily, which mypy does not see.
 from huggingface_hub.utils import (  # type: ignore[attr-defined]
     build_hf_headers,
