@@ -347,7 +347,7 @@ def test_the_longest_text_asked_for_is_planned_for():
 
 
 def test_a_long_text_costs_a_smaller_quantization():
-    """16,384 tokens on 4 GiB leave no room for Q4_K_M whole."""
+    """Where 4,096 tokens are asked for, their cache takes the room of the better quantization."""
     found = plan("m", QWEN, machine(free_bytes=whole_on_device_bytes(QWEN[1], 4096)), Limits(n_ctx=4096))
     assert (found.quant, found.placement) == ("Q4_K_S", "gpu")
 
