@@ -87,7 +87,7 @@ class Embedder:
         self._selection: Selection | None = None
         self._path: Path | None = None
         self._session: Session | None = None
-        self._is_closed = False
+        self._is_closed = self._has_warned = False
 
     # What is known of the model
 
@@ -361,15 +361,13 @@ class Embedder:
         options = options or EncodeOptions()
         texts = _as_list(inputs)
         prefix = resolve_prompt(self.prompts, prompt_name=options.prompt_name, prompt=options.prompt, task=options.task)
-        dim = (
-            self._truncate_dim
-            if options.truncate_dim is None
-            else check_dim(options.truncate_dim, self.n_embd, model=self._model_name, matryoshka=self._matryoshka)
-        )
+        self._warn_of_missing_prompt(options)
+        dim = self._truncate_dim if options.truncate_dim is None else options.truncate_dim
+        if dim is not None:
+            check_dim(dim, self.n_embd, model=self._model_name, matryoshka=self._matryoshka)
         if not texts:
-            return EmbedReport(
-                embeddings=np.empty((0, dim or self.n_embd), dtype=np.float32), n_tokens=(), truncated=()
-            )
+            nothing = np.empty((0, dim or self.n_embd), dtype=np.float32)
+            return EmbedReport(embeddings=nothing, n_tokens=(), truncated=())
         session = self._loaded()
         tokens, truncated = session.tokenize(texts, truncate=options.truncate, prefix=prefix)
         if truncated:
@@ -381,6 +379,11 @@ class Embedder:
             n_tokens=tuple(len(ids) for ids in tokens),
             truncated=tuple(truncated),
         )
+
+    def _warn_of_missing_prompt(self, options: EncodeOptions) -> None:
+        if self._spec is None and options.prompt_name == "query" and options.prompt is None and not self._has_warned:
+            self._has_warned = True
+            logger.warning("no query prompt is known for %s; if its card has one, pass it as prompt", self._text)
 
     def tokenize(self, inputs: Sequence[str]) -> list[list[int]]:
         """Return the ids of each text as the model sees it, special ones included, without a prompt.

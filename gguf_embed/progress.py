@@ -33,7 +33,7 @@ def texts_progress(n_texts: int, *, label: str = "embedding") -> Iterator[Callab
     def counts() -> str:
         return f"{n_tokens / max(time.monotonic() - begun, 1e-9):,.0f} tokens/s"
 
-    with _bar(label, n_texts, is_lasting=False) as advance:
+    with _bar(label, n_texts) as advance:
 
         def on_batch(batch_texts: int, batch_tokens: int) -> None:
             nonlocal done, n_tokens
@@ -55,7 +55,7 @@ def download_progress(label: str) -> Iterator[Callable[[int, int], None]]:
     """
     first: tuple[float, int] | None = None
 
-    with _bar(label, None, is_lasting=True) as advance:
+    with _bar(label, None) as advance:
 
         def on_bytes(present: int, total: int) -> None:
             nonlocal first
@@ -69,7 +69,7 @@ def download_progress(label: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextlib.contextmanager
-def _bar(label: str, total: int | None, *, is_lasting: bool) -> Iterator[Callable[[int, int, str], None]]:
+def _bar(label: str, total: int | None) -> Iterator[Callable[[int, int, str], None]]:
     """Yield advance(completed, total, words); nothing is drawn before it is called."""
     if not (sys.stderr is not None and sys.stderr.isatty()):
         yield _plain_lines(label)
@@ -83,7 +83,7 @@ def _bar(label: str, total: int | None, *, is_lasting: bool) -> Iterator[Callabl
         TextColumn("{task.fields[words]}"),
         TimeRemainingColumn(compact=True),
     )
-    progress = Progress(*columns, console=Console(stderr=True), transient=not is_lasting)
+    progress = Progress(*columns, console=Console(stderr=True))
     task = progress.add_task(label, total=total, words="")
 
     def advance(completed: int, whole: int, words: str) -> None:

@@ -17,7 +17,7 @@ from gguf_embed.models.catalog import Catalog, Resolved, Source
 from gguf_embed.models.header import ModelFacts, check_embeddable, load_facts
 from gguf_embed.models.specs import ModelSpec
 
-__all__ = ["Overrides", "Selection", "check_on_disk", "select", "session_settings"]
+__all__ = ["Overrides", "Selection", "check_on_disk", "choose_source", "select", "session_settings"]
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +102,23 @@ def select(
         pooling_type=plan.facts.pooling_type or "",
         add_eos=_eos_override(plan.facts, resolved.spec, overrides),
     )
+
+
+def choose_source(
+    catalog: Catalog, text: str, *, prefer: str = "default", limits: Limits, overrides: Overrides
+) -> tuple[Resolved, Source]:
+    """Choose the file to fetch; one that the reference names needs not fit this machine, only be of use.
+
+    Raises:
+        GGUFEmbedError: as `select`.
+    """
+    resolved = catalog.resolve(text, prefer=prefer)
+    if resolved.reference.quant is None and resolved.reference.file is None:
+        chosen = select(catalog, text, prefer=prefer, limits=limits, overrides=overrides)
+        return chosen.resolved, chosen.source
+    source = resolved.sources[0]
+    _pooling(catalog.facts(resolved, source), Path(source.name), resolved.spec, overrides)
+    return resolved, source
 
 
 def check_on_disk(selection: Selection, path: Path, *, overrides: Overrides) -> Selection:

@@ -33,20 +33,21 @@ def pull_command(model: str, as_json: bool, **options: Any) -> None:
     """Fetch MODEL: the quantization that fits here, or the one that is named.
 
     Prints the file's path. An interrupted download goes on where it stopped.
+    A quantization that is named is fetched whether or not it fits here.
     """
     from gguf_embed.progress import download_progress  # noqa: PLC0415 - keeps --help quick
-    from gguf_embed.selection import Overrides, select  # noqa: PLC0415
+    from gguf_embed.selection import Overrides, choose_source  # noqa: PLC0415
 
     catalog, limits = _catalog(), limits_of(options)
     with usage_errors():
-        chosen = select(catalog, model, prefer=options["prefer"], limits=limits, overrides=Overrides())
+        resolved, source = choose_source(catalog, model, prefer=options["prefer"], limits=limits, overrides=Overrides())
     if is_quiet():
-        path = catalog.fetch(chosen.resolved, chosen.source)
+        path = catalog.fetch(resolved, source)
     else:
-        with download_progress(f"{chosen.plan.model_id} {chosen.plan.quant}") as on_progress:
-            path = catalog.fetch(chosen.resolved, chosen.source, on_progress=on_progress)
+        with download_progress(f"{resolved.model_id} {source.quant}") as on_progress:
+            path = catalog.fetch(resolved, source, on_progress=on_progress)
     if as_json:
-        facts = {"model": chosen.plan.model_id, "quant": chosen.plan.quant, "path": path}
+        facts = {"model": resolved.model_id, "quant": source.quant, "path": path}
         print_json(facts | {"size_bytes": path.stat().st_size})
     else:
         click.echo(path)

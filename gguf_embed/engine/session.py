@@ -21,6 +21,7 @@ from gguf_embed.errors import (
     ClosedError,
     DecodeError,
     InvalidTextError,
+    ModelLoadError,
     NonFiniteEmbeddingError,
     TextTooLongError,
     UnsupportedModelError,
@@ -92,7 +93,8 @@ class Session:
 
     def __init__(self, settings: SessionSettings) -> None:
         self.settings = settings
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # contexts: one decode at a time
+        self._vocab_lock = threading.Lock()  # the tokenizer, which must not wait for a decode
         self._context: Context | None = None
         self._on_cpu: Session | None = None
         # Accents are taken off here (normalizing.py), so that llama.cpp does not do it its own way.
@@ -114,7 +116,8 @@ class Session:
 
     def _begin(self, model: Model) -> None:
         self.n_embd = model.n_embd
-        self.max_tokens = min(self.settings.n_ctx_max, model.n_ctx_train)
+        self._n_ctx_train = model.n_ctx_train
+        self.max_tokens = min(self.settings.n_ctx_max, self._n_ctx_train)
         # What the tokenizer puts after every text: EOS, SEP or nothing.
         closing = model.tokenize(b"")[-1:]
         self._closing: Tokens = closing if set(closing.tolist()) <= model.closing_tokens else closing[:0]
@@ -125,15 +128,16 @@ class Session:
                 "Take a newer conversion of it, or pass add_eos=True (--add-eos).",
                 path=self.settings.path,
             )
-        # Byte-level BPE keeps every byte, so a text's bytes bound its tokens from below; other tokenizers fold spaces.
-        self._max_token_bytes = model.longest_token_bytes() if model.vocab_type == "bpe" else None
+        # Byte-level BPE keeps every byte, so bytes bound tokens from below; other tokenizers fold spaces.
+        self._max_text_bytes = self.max_tokens * model.longest_token_bytes() if model.vocab_type == "bpe" else None
         lowercase = model.metadata("tokenizer.ggml.normalizer.lowercase") or "true"
         self._normalize = normalizer_for(
             model.vocab_type,
             model.metadata("tokenizer.ggml.pre") or "",
             strips_accents=(model.metadata(_STRIP_ACCENTS) or lowercase) == "true",
         )
-        self._context = self._new_context(model, n_ctx=self.settings.n_ctx)
+        self._context = self._new_context(model, n_ctx=self.settings.n_ctx, n_ubatch=self.settings.n_ubatch)
+        # Elsewhere a text must be whole in one decode: pooling over parts is silently wrong.
         self._is_splittable = self._context.is_causal and self.settings.pooling_type == "last"
 
     def tokenize(
@@ -156,31 +160,37 @@ class Session:
         """
         if truncate not in ("error", "end"):
             raise ValueError(f"truncate is {truncate!r}; it is 'error' or 'end'")
-        model = self._open()
         tokens, truncated = [], []
         for index, text in enumerate(texts):
-            encoded = _utf8(text, prefix, index, self._normalize)
-            if self._is_surely_too_long(encoded):
-                if truncate == "error":
-                    raise self._too_long(index, len(encoded) // (self._max_token_bytes or 1), at_least=True)
-                encoded = encoded[: 2 * self.max_tokens * (self._max_token_bytes or 1)].decode(errors="ignore").encode()
-            ids = model.tokenize(encoded)
+            ids = self._ids(_utf8(text, prefix, index, self._normalize), index, cut=truncate == "end")
             if len(ids) > self.max_tokens:
                 if truncate == "error":
-                    raise self._too_long(index, len(ids), at_least=False)
+                    raise self._too_long(index, f"{len(ids):,}", len(ids))
                 truncated.append(index)
                 ids = np.concatenate([ids[: self.max_tokens - len(self._closing)], self._closing])
-            tokens.append(ids if len(ids) else np.zeros(1, dtype=np.int32))
+            tokens.append(ids)
         return tokens, truncated
 
-    def _is_surely_too_long(self, encoded: bytes) -> bool:
-        return self._max_token_bytes is not None and len(encoded) > 2 * self.max_tokens * self._max_token_bytes
+    def _ids(self, encoded: bytes, index: int, *, cut: bool) -> Tokens:
+        """Tokenize one text, or as much of an endless one as can matter."""
+        limit = self._max_text_bytes
+        if limit is not None and len(encoded) > limit:
+            if not cut:
+                least = len(encoded) * self.max_tokens // limit
+                raise self._too_long(index, f"at least {least:,}", least)
+            encoded = encoded[: 2 * limit].decode(errors="ignore").encode()
+        with self._vocab_lock:
+            ids = self._open().tokenize(encoded)
+        if not len(ids):
+            raise InvalidTextError(
+                f"text {index} is empty, and this model adds no token of its own to embed", index=index, reason="empty"
+            )
+        return ids
 
-    def _too_long(self, index: int, n_tokens: int, *, at_least: bool) -> TextTooLongError:
-        model = self._open()
-        why = "the model" if self.max_tokens == model.n_ctx_train else "this plan"
+    def _too_long(self, index: int, count: str, n_tokens: int) -> TextTooLongError:
+        why = "this plan" if self.max_tokens == self.settings.n_ctx_max < self._n_ctx_train else "the model"
         return TextTooLongError(
-            f"text {index} has {'at least ' if at_least else ''}{n_tokens:,} tokens; {why} takes {self.max_tokens:,}. "
+            f"text {index} has {count} tokens; {why} takes {self.max_tokens:,}. "
             'Split it, or pass truncate="end" (--truncate end) to cut it there.',
             index=index,
             n_tokens=n_tokens,
@@ -275,15 +285,19 @@ class Session:
             raise DecodeError("the context was lost to an earlier failure; open the model again", return_code=-1)
         if n_tokens > (context.n_ctx if self._is_splittable else context.n_ubatch):
             wanted = max(n_tokens, min(2 * context.n_ctx, self.settings.n_ctx_max))
+            n_ctx = -(-wanted // _N_CTX_STEP) * _N_CTX_STEP
+            n_ubatch = self.settings.n_ubatch if self._is_splittable else n_ctx
             self._context = None
             context.close()  # first, or the old buffers would stand beside the new ones
-            self._context = context = self._new_context(model, n_ctx=-(-wanted // _N_CTX_STEP) * _N_CTX_STEP)
+            try:
+                self._context = self._new_context(model, n_ctx=n_ctx, n_ubatch=n_ubatch)
+            except ModelLoadError:
+                self._context = self._new_context(model, n_ctx=context.n_ctx, n_ubatch=context.n_ubatch)
+                raise
+            context = self._context
         return context
 
-    def _new_context(self, model: Model, *, n_ctx: int) -> Context:
-        is_grown = n_ctx > self.settings.n_ctx
-        # Without a causal mask a text must be whole in one ubatch: mean, cls and encoders grow both.
-        n_ubatch = n_ctx if is_grown and self.settings.pooling_type != "last" else self.settings.n_ubatch
+    def _new_context(self, model: Model, *, n_ctx: int, n_ubatch: int) -> Context:
         return Context(
             model,
             n_ctx=n_ctx,
@@ -300,7 +314,7 @@ class Session:
 
     def close(self) -> None:
         """Free contexts and weights; waits for a running call, and closing twice is allowed."""
-        with self._lock:
+        with self._lock, self._vocab_lock:
             if self._on_cpu is not None:
                 self._on_cpu.close()
             if self._context is not None:

@@ -237,9 +237,10 @@ class Model:
             capacity = -n_tokens
 
     def longest_token_bytes(self) -> int:
-        """Length of the vocabulary's longest piece in bytes, as stored (byte-level BPE: at most twice the text's)."""
+        """Return the length of the vocabulary's longest piece, in bytes of text, for byte-level BPE."""
         vocab, text_of = self._vocab, self._binding.llama_vocab_get_text
-        return max(len(text_of(vocab, token) or b"") for token in range(self._binding.llama_vocab_n_tokens(vocab)))
+        pieces = (text_of(vocab, token) or b"" for token in range(self._binding.llama_vocab_n_tokens(vocab)))
+        return max(len(piece.decode("utf-8", "replace")) for piece in pieces)  # one character stands for one byte
 
     def close(self) -> None:
         """Free the weights; closing twice is allowed."""

@@ -1,0 +1,179 @@
+"""What a user holds: lazy, closable, with words of sentence-transformers and facts about itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shutil
+
+import numpy as np
+import pytest
+
+from gguf_embed import (
+    DimensionError,
+    DoesNotFitError,
+    Embedder,
+    EncodeOptions,
+    Limits,
+    ModelLoadError,
+    OfflineError,
+    UnknownModelError,
+    UnknownQuantError,
+)
+from gguf_embed.engine import session as engine
+from gguf_embed.fit import hardware
+
+
+def test_nothing_happens_before_first_use(monkeypatch):
+    """Making an Embedder fetches and loads nothing, and tells what the registry knows."""
+    monkeypatch.setenv("GGUF_EMBED_OFFLINE", "1")
+    model = Embedder()
+    assert (model.dim, model.n_embd) == (2560, 2560)
+    assert Embedder("qwen3-embedding-4b", truncate_dim=512).get_embedding_dimension() == 512
+    assert model.prompts.query.endswith("\nQuery:")
+    assert repr(model) == "Embedder('qwen3-embedding-4b')"
+    with pytest.raises(OfflineError, match="go online once"):
+        model.encode("text")
+
+
+def test_wrong_names_are_errors_at_once():
+    """A typo is an error when the Embedder is made, with the nearest names."""
+    with pytest.raises(UnknownModelError, match="Did you mean qwen3-embedding-4b"):
+        Embedder("qwen3-embeding-4b")
+    with pytest.raises(UnknownQuantError, match="Q4_K_M, Q4_K_S, Q3_K_M"):
+        Embedder("qwen3-embedding-4b:Q9_K")
+    with pytest.raises(DimensionError, match=r"32\.\.2560"):
+        Embedder("qwen3-embedding-4b", truncate_dim=16)
+    with pytest.raises(UnknownModelError, match="no file"):
+        Embedder("./nowhere.gguf")
+
+
+def test_starter_model_end_to_end(starter_cache):
+    """Name a model, get unit vectors of its length, and its plan."""
+    with Embedder("all-minilm-l6-v2") as model:
+        vectors = model.encode_document(["one", "two", ""])
+        assert vectors.shape == (3, 384)
+        assert vectors.dtype == np.float32
+        assert vectors.flags.c_contiguous
+        assert (model.plan.quant, model.plan.placement, model.max_seq_length) == ("F16", "cpu", 256)
+        assert model.encode_query("one").shape == (384,)
+        assert model.model_id == "all-minilm-l6-v2"
+        with pytest.raises(ValueError, match="takes no task"):
+            model.encode_query("one", task="anything")
+        with pytest.raises(DimensionError, match="was not trained to be cut and gives 384"):
+            model.encode("one", truncate_dim=128)
+        with pytest.raises(ValueError, match="unknown prompt_name 'qurey'"):
+            model.encode("one", prompt_name="qurey")
+
+
+def test_report_tells_tokens_and_cuts(qwen3):
+    """A report has tokens of each text, and the positions of the cut ones."""
+    with Embedder(str(qwen3)) as model:
+        report = model.report(["a", "the", "b" * 2000], EncodeOptions(truncate="end"))
+    assert report.n_tokens == (2, 2, 1024)
+    assert report.truncated == (2,)
+    assert report.embeddings.shape == (3, 256)
+
+
+def test_on_batch_counts_every_text_and_token(qwen3):
+    """Progress adds up to all texts and all tokens."""
+    seen = []
+    with Embedder(str(qwen3)) as model:
+        report = model.report(["the"] * 100, on_batch=lambda texts, tokens: seen.append((texts, tokens)))
+    assert tuple(map(sum, zip(*seen, strict=True))) == (100, sum(report.n_tokens))
+    assert len(seen) > 1
+
+
+def test_precisions(qwen3):
+    """Binary packs signs, int8 keeps directions."""
+    texts = ["the capital", "of a thing", "and words", "é"]
+    with Embedder(str(qwen3)) as model:
+        rows = model.encode(texts)
+        assert np.array_equal(model.encode(texts, precision="ubinary"), np.packbits(rows > 0, axis=-1))
+        assert model.encode(texts, precision="int8").dtype == np.int8
+        with pytest.raises(ValueError, match="precision is 'int4'"):
+            model.encode(texts, precision="int4")
+
+
+def test_fingerprint_is_the_contents_not_the_name(qwen3, tmp_path):
+    """Copies under other names share a fingerprint; another length has another one."""
+    copy = shutil.copy(qwen3, tmp_path / "another-name.gguf")
+    with Embedder(str(qwen3)) as one, Embedder(str(copy)) as other:
+        assert one.fingerprint == other.fingerprint
+        assert len(one.fingerprint) == 32
+    with Embedder("all-minilm-l6-v2") as different:
+        assert different.dim == 384
+
+
+def test_fingerprint_tells_dimensions_apart(registered):
+    """Vectors of different length do not compare, and neither do their fingerprints."""
+    with Embedder(str(registered)) as full, Embedder(str(registered), truncate_dim=64) as cut:
+        assert full.fingerprint != cut.fingerprint
+        assert cut.encode("the").shape == (64,)
+        assert cut.encode([]).shape == (0, 64)
+
+
+def test_gpu_without_a_gpu_is_an_error(qwen3, monkeypatch):
+    """device="gpu" never falls back to the CPU in silence."""
+    none = dataclasses.replace(hardware.probe(), accelerators=())
+    monkeypatch.setattr(hardware, "probe", lambda: none)
+    with pytest.raises(DoesNotFitError, match="sees none"):
+        _ = Embedder(str(qwen3), device="gpu").plan
+
+
+def test_too_little_memory_is_an_error_with_the_shortfall(qwen3):
+    """A limit below what is needed names the shortfall before anything loads."""
+    with pytest.raises(DoesNotFitError, match="too much for host memory") as caught:
+        Embedder(str(qwen3), limits=Limits(memory_bytes=1 << 20)).load()
+    assert caught.value.rejected[0].shortfall_bytes > 0
+    assert caught.value.available_bytes == 1 << 20
+
+
+def test_n_ctx_above_the_model_is_refused(qwen3):
+    """A longest text beyond what the model was trained on is refused."""
+    with pytest.raises(ValueError, match="takes texts of at most 1024"):
+        Embedder(str(qwen3), limits=Limits(n_ctx=4096)).load()
+
+
+@pytest.mark.parametrize("wrong", [0, -3, 2.5, "8"])
+def test_batch_size_is_a_whole_number(qwen3, wrong):
+    """A batch size that is none is refused."""
+    with Embedder(str(qwen3)) as model, pytest.raises(ValueError, match="batch_size"):
+        model.encode(["a"], batch_size=wrong)
+
+
+def test_growth_that_fails_leaves_the_old_context(tmp_path, monkeypatch):
+    """Where a longer context cannot be had, the error says so and short texts still work."""
+    import synthetic  # noqa: PLC0415 - beside the tests
+
+    path = synthetic.write_qwen3(tmp_path / "grow.gguf", shape=synthetic.Qwen3Shape(n_ctx_train=8192))
+    with Embedder(str(path)) as model:
+        before = model.encode("the")
+        real = engine.Context
+
+        def failing(*args, n_ctx, **sizes):
+            if n_ctx > 2048:
+                raise ModelLoadError("no memory", path=path)
+            return real(*args, n_ctx=n_ctx, **sizes)
+
+        monkeypatch.setattr(engine, "Context", failing)
+        with pytest.raises(ModelLoadError):
+            model.encode("a" * 4000)
+        assert model.similarity(before, model.encode("the"))[0, 0] > 0.999999
+
+
+def test_show_progress_bar_writes_to_stderr_alone(qwen3, capsys):
+    """A bar is asked for by sentence-transformers' word and stays off stdout."""
+    with Embedder(str(qwen3)) as model:
+        model.encode(["the"] * 10, show_progress_bar=True)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "10/10 texts" in captured.err
+
+
+def test_unknown_file_without_prompts_warns_once(qwen3, caplog):
+    """A query of a file that the registry does not know has no prompt, and that is said once."""
+    with Embedder(str(qwen3)) as model, caplog.at_level(logging.WARNING, "gguf_embed"):
+        model.encode_query("the")
+        model.encode_query("the")
+    assert caplog.text.count("no query prompt is known") == 1
