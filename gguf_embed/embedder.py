@@ -6,10 +6,7 @@ It must not know the command line, HTTP or files of texts.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import logging
-import re
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -28,7 +25,7 @@ from gguf_embed.fit.planner import Limits, Plan
 from gguf_embed.models.catalog import Catalog
 from gguf_embed.models.specs import Matryoshka
 from gguf_embed.prompts import PromptSet, resolve_prompt
-from gguf_embed.selection import Overrides, Selection, check_on_disk, select, session_settings
+from gguf_embed.selection import Overrides, Selection, check_on_disk, fingerprint, select, session_settings
 
 __all__ = ["Embedder"]
 
@@ -145,16 +142,7 @@ class Embedder:
         Reads the whole file once where its checksum is not known from the cache.
         """
         path = self.load()
-        chosen = self._select()
-        facts: dict[str, Any] = {
-            "sha256": _sha256(path),
-            "pooling_type": chosen.pooling_type,
-            "add_eos": chosen.ends_with_eos,
-            "prompts": dataclasses.asdict(self.prompts),
-            "dim": self.dim,
-            "normalize": True,
-        }
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+        return fingerprint(self._select(), path, prompts=self.prompts, dim=self.dim)
 
     # Loading
 
@@ -266,25 +254,9 @@ class Embedder:
         truncate_dim: int | None = None,
         truncate: str = "error",
     ) -> NDArray[Any]:
-        """Turn search queries into vectors, with the model's query prompt.
+        """Turn search queries into vectors, with the model's query prompt; as `encode` otherwise.
 
-        Args:
-            inputs: one query, or any number of them.
-            task: takes the place of the default task in the prompt.
-            prompt_name: another prompt than "query".
-            prompt: put before each query as it is, in place of the query prompt.
-            batch_size: as in `encode`, and so are all that follow.
-            show_progress_bar: draw one on stderr.
-            precision: see `encode`.
-            normalize_embeddings: see `encode`.
-            truncate_dim: see `encode`.
-            truncate: see `encode`.
-
-        Returns:
-            As `encode`.
-
-        Raises:
-            ValueError: the model takes no task; and as `encode`.
+        `task` takes the place of the default task in the prompt; a model that takes none raises ValueError.
         """
         options = EncodeOptions(
             prompt_name=prompt_name,
@@ -315,25 +287,7 @@ class Embedder:
         truncate_dim: int | None = None,
         truncate: str = "error",
     ) -> NDArray[Any]:
-        """Turn documents into vectors, with the model's document prompt where it has one.
-
-        Args:
-            inputs: one document, or any number of them.
-            prompt_name: another prompt than "document".
-            prompt: put before each document as it is, in place of the document prompt.
-            batch_size: as in `encode`, and so are all that follow.
-            show_progress_bar: draw one on stderr.
-            precision: see `encode`.
-            normalize_embeddings: see `encode`.
-            truncate_dim: see `encode`.
-            truncate: see `encode`.
-
-        Returns:
-            As `encode`.
-
-        Raises:
-            ValueError: as `encode`.
-        """
+        """Turn documents into vectors, with the model's document prompt where it has one; as `encode` otherwise."""
         options = EncodeOptions(
             prompt_name=prompt_name,
             prompt=prompt,
@@ -441,12 +395,3 @@ def _as_list(inputs: Iterable[str]) -> list[str]:
     if isinstance(inputs, str | bytes | bytearray | dict) or not isinstance(inputs, Iterable):
         raise TypeError(f"expected texts, got {type(inputs).__name__}")
     return list(inputs)
-
-
-def _sha256(path: Path) -> str:
-    """The file's checksum; a blob of the Hugging Face cache carries it as its name."""
-    name = path.resolve().name
-    if re.fullmatch(r"[0-9a-f]{64}", name):
-        return name
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

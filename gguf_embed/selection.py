@@ -6,9 +6,13 @@ It joins catalog and planner; it must not know texts or vectors.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gguf_embed.engine.session import SessionSettings
 from gguf_embed.fit import hardware, planner
@@ -16,8 +20,9 @@ from gguf_embed.fit.planner import Limits, Plan
 from gguf_embed.models.catalog import Catalog, Resolved, Source
 from gguf_embed.models.header import ModelFacts, check_embeddable, load_facts
 from gguf_embed.models.specs import ModelSpec
+from gguf_embed.prompts import PromptSet
 
-__all__ = ["Overrides", "Selection", "check_on_disk", "choose_source", "select", "session_settings"]
+__all__ = ["Overrides", "Selection", "check_on_disk", "choose_source", "fingerprint", "select", "session_settings"]
 
 logger = logging.getLogger(__name__)
 
@@ -155,6 +160,38 @@ def session_settings(selection: Selection, path: Path) -> SessionSettings:
         load_mode=plan.load_mode,
         n_threads=plan.n_threads,
     )
+
+
+def fingerprint(selection: Selection, path: Path, *, prompts: PromptSet, dim: int) -> str:
+    """Tell vectors apart that do not compare.
+
+    Args:
+        selection: how the file is used.
+        path: the file; read once where its checksum is not known from the cache.
+        prompts: what goes before texts.
+        dim: components of the vectors.
+
+    Returns:
+        32 hex digits, equal for equal contents under whatever name.
+    """
+    facts: dict[str, Any] = {
+        "sha256": _sha256(path),
+        "pooling_type": selection.pooling_type,
+        "add_eos": selection.ends_with_eos,
+        "prompts": dataclasses.asdict(prompts),
+        "dim": dim,
+        "normalize": True,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _sha256(path: Path) -> str:
+    """The file's checksum; a blob of the Hugging Face cache carries it as its name."""
+    name = path.resolve().name
+    if re.fullmatch(r"[0-9a-f]{64}", name):
+        return name
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _pooling(facts: ModelFacts, path: Path, spec: ModelSpec | None, overrides: Overrides) -> str:

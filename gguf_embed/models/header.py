@@ -13,7 +13,8 @@ from typing import Any
 from gguf_embed.errors import UnsupportedModelError
 from gguf_embed.models.specs import ModelSpec, Shape
 from gguf_embed.native import ggml
-from gguf_embed.native.llama import FTYPES, POOLING_TYPES, is_architecture_supported
+from gguf_embed.native.llama import POOLING_TYPES, is_architecture_supported
+from gguf_embed.native.quantize import FTYPES
 
 __all__ = ["ModelFacts", "check_embeddable", "facts_of_header", "facts_of_spec", "load_facts"]
 

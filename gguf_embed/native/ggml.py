@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gguf_embed.errors import InvalidGGUFError
+from gguf_embed.native.backend import backend
 
 __all__ = ["Device", "GGUFHeader", "TensorInfo", "load_header", "parse_header", "probe_devices"]
 
@@ -116,12 +117,9 @@ def libraries() -> tuple[ctypes.CDLL, ctypes.CDLL]:
     Returns:
         (base, ggml) with the signatures that this module calls.
     """
-    import llama_cpp.llama_cpp as binding  # noqa: PLC0415 - 160 ms, and only when a model is really wanted
-    from llama_cpp._ctypes_extensions import load_shared_library  # noqa: PLC0415
+    binding = backend()
+    from llama_cpp._ctypes_extensions import load_shared_library  # noqa: PLC0415 - loaded by now, by backend()
 
-    from gguf_embed.native import llama  # noqa: PLC0415 - it owns the log, which ggml shares
-
-    llama.backend()
     base = load_shared_library("ggml-base", binding._base_path)  # noqa: SLF001 - the only place that tells the folder
     ggml = load_shared_library("ggml", binding._base_path)  # noqa: SLF001
     pointer, size, text, index = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_int64

@@ -1,17 +1,14 @@
-"""llama.cpp's model, context, batch, tokenizer and quantizer as small objects that close.
+"""llama.cpp's model, tokenizer, context and batch as small objects that close.
 
 It must not know models by name, plans or prompts; whatever llama.cpp refuses becomes a BackendError here.
 """
 
 from __future__ import annotations
 
-import collections
-import contextlib
 import ctypes
 import functools
-import logging
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,10 +18,9 @@ from numpy.typing import NDArray
 
 from gguf_embed.errors import BackendError, ClosedError, DecodeError, ModelLoadError
 from gguf_embed.native import ggml
+from gguf_embed.native.backend import backend, clear_errors, errors_logged, last_error
 
-__all__ = ["FTYPES", "POOLING_TYPES", "Context", "Model", "backend", "is_architecture_supported", "quantize"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["POOLING_TYPES", "Context", "Model", "is_architecture_supported"]
 
 Tokens = NDArray[np.int32]
 Float32Matrix = NDArray[np.float32]
@@ -34,76 +30,6 @@ POOLING_TYPES = {"none": 0, "mean": 1, "cls": 2, "last": 3, "rank": 4}
 LOAD_MODES = {"auto": -1, "none": 0, "mmap": 1}
 # Source: include/llama.h, enum llama_vocab_type.
 _VOCAB_TYPES = {0: "none", 1: "spm", 2: "bpe", 3: "wpm", 4: "ugm", 5: "rwkv", 6: "plamo2"}
-# Source: include/llama.h, enum llama_ftype; the ones that a registry names.
-FTYPES = {
-    "F32": 0, "F16": 1, "Q4_0": 2, "Q8_0": 7, "Q5_0": 8, "Q2_K": 10, "Q3_K_S": 11, "Q3_K_M": 12, "Q3_K_L": 13,
-    "Q4_K_S": 14, "Q4_K_M": 15, "Q5_K_S": 16, "Q5_K_M": 17, "Q6_K": 18, "IQ4_XS": 30, "BF16": 32,
-}  # fmt: skip
-# Source: ggml/include/ggml.h, enum ggml_log_level. One step quieter than llama.cpp has it: its information fills
-# screens, its warnings are about chat, and its errors reach the user as exceptions.
-_LOG_LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.INFO, 4: logging.INFO}
-_LOG_ERROR, _LOG_CONTINUED = 4, 5
-
-_errors: collections.deque[str] = collections.deque(maxlen=20)
-
-
-@functools.cache
-def backend() -> Any:
-    """Import llama_cpp once, send its log to `logging`, and start its backends.
-
-    Returns:
-        The module llama_cpp.llama_cpp.
-
-    Raises:
-        BackendError: llama-cpp-python is missing its library, or it is older than 0.3.36.
-    """
-    try:
-        import llama_cpp  # noqa: PLC0415 - 160 ms, and only when a model is really wanted
-    except (ImportError, OSError, RuntimeError) as error:
-        raise BackendError(
-            f"llama-cpp-python cannot be loaded: {error}. Install it again: see README, Install."
-        ) from error
-    if _version(llama_cpp.__version__) < (0, 3, 36):
-        raise BackendError(
-            f"llama-cpp-python {llama_cpp.__version__} is too old; run: pip install 'llama-cpp-python>=0.3.36'"
-        )
-    binding = llama_cpp.llama_cpp
-    binding.llama_log_set(_log_callback(binding), ctypes.c_void_p(0))
-    binding.llama_backend_init()
-    return binding
-
-
-def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(".")[:3] if part.isdigit())
-
-
-@functools.cache
-def _log_callback(binding: Any) -> Any:
-    line: list[str] = []
-    level = 0
-
-    def receive(raw_level: int, text: bytes, _user_data: Any) -> None:
-        nonlocal level
-        if raw_level != _LOG_CONTINUED:
-            level = raw_level
-        line.append(text.decode("utf-8", "replace"))
-        if not line[-1].endswith("\n"):
-            return
-        message = "".join(line).strip()
-        line.clear()
-        if level == _LOG_ERROR:
-            _errors.append(message)
-        logger.log(_LOG_LEVELS.get(level, logging.DEBUG), "%s", message)
-
-    return binding.llama_log_callback(receive)
-
-
-def _last_error() -> str:
-    """The most telling line that llama.cpp logged since the errors were cleared."""
-    lines = [line.split(": ", 1)[-1] if line.startswith("llama_") else line for line in _errors]
-    return next(
-        (line for line in lines if "failed to load model" not in line), lines[-1] if lines else "no reason given"
-    )
 
 
 class Model:
@@ -145,11 +71,11 @@ class Model:
         params.devices = ctypes.cast(devices, ctypes.c_void_p)
         if overrides:
             params.kv_overrides = self._kv_overrides(overrides)
-        _errors.clear()
+        clear_errors()
         self._handle = self._binding.llama_model_load_from_file(str(path).encode(), params)
         if not self._handle:
             ggml.load_header(path)
-            raise ModelLoadError(f"{path}: llama.cpp could not load it: {_last_error()}", path=path)
+            raise ModelLoadError(f"{path}: llama.cpp could not load it: {last_error()}", path=path)
         self._vocab = self._binding.llama_model_get_vocab(self._handle)
 
     def _kv_overrides(self, overrides: Mapping[str, bool | int]) -> Any:
@@ -290,11 +216,11 @@ class Context:
         params.embeddings = True
         params.kv_unified = True
         params.no_perf = True
-        _errors.clear()
+        clear_errors()
         self._handle = self._binding.llama_init_from_model(model.handle, params)
         if not self._handle:
             raise ModelLoadError(
-                f"{model.path.name}: llama.cpp could not create a context of {n_ctx} tokens: {_last_error()}. "
+                f"{model.path.name}: llama.cpp could not create a context of {n_ctx} tokens: {last_error()}. "
                 "Close other programs that hold memory, or ask for less with n_ctx.",
                 path=model.path,
             )
@@ -349,10 +275,10 @@ class Context:
             raise ValueError(f"a sequence id is outside 0..{self.n_seq_max - 1}")
         self._token[:n_tokens], self._pos[:n_tokens], self._seq_id[:n_tokens] = token, pos, seq_id
         self._batch.n_tokens = n_tokens
-        _errors.clear()
+        clear_errors()
         code = int(self._binding.llama_decode(self._open(), self._batch))
         if code:
-            reason = {1: "no free KV cells", 2: "aborted"}.get(code, _last_error())
+            reason = {1: "no free KV cells", 2: "aborted"}.get(code, last_error())
             raise DecodeError(f"llama_decode returned {code}: {reason}", return_code=code)
 
     def embeddings(self, n_seq: int) -> Float32Matrix:
@@ -402,45 +328,9 @@ def is_architecture_supported(architecture: str) -> bool:
         ggml.write_metadata_file(path, {"general.architecture": architecture})
         params = binding.llama_model_default_params()
         params.vocab_only = True
-        _errors.clear()
+        clear_errors()
         handle = binding.llama_model_load_from_file(str(path).encode(), params)
         if handle:
             binding.llama_model_free(handle)
             return True
-        return not any("unknown model architecture" in line for line in _errors)
-
-
-def quantize(source: Path, target: Path, quant: str, *, n_threads: int = 0) -> None:
-    """Write `source` again with another quantization.
-
-    Args:
-        source: an F32, F16 or BF16 GGUF.
-        target: the file to write; a failed run leaves none.
-        quant: a key of FTYPES.
-        n_threads: CPU threads, 0 for all.
-
-    Raises:
-        ValueError: no such quantization.
-        InvalidGGUFError: source is not a GGUF.
-        BackendError: llama.cpp refused.
-    """
-    if quant not in FTYPES:
-        raise ValueError(f"{quant!r} is not one of {', '.join(FTYPES)}")
-    ggml.load_header(source)
-    binding = backend()
-    params = binding.llama_model_quantize_default_params()
-    params.ftype, params.nthread = FTYPES[quant], n_threads
-    with _removed_on_error(target):
-        _errors.clear()
-        code = binding.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params))
-        if code:
-            raise BackendError(f"{source.name} cannot be quantized to {quant}: {_last_error()}")
-
-
-@contextlib.contextmanager
-def _removed_on_error(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
+        return not any("unknown model architecture" in line for line in errors_logged())

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import synthetic
 
-from gguf_embed.native.llama import quantize
+from gguf_embed.native.quantize import quantize
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

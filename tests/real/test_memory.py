@@ -10,7 +10,7 @@ import synthetic
 
 from gguf_embed.fit.memory import memory_cost
 from gguf_embed.models.header import load_facts
-from gguf_embed.native.llama import backend
+from gguf_embed.native.backend import backend
 
 SHAPES = {
     "0.6B": synthetic.Qwen3Shape(n_layer=28, n_embd=1024, n_ff=3072, n_head=16, n_head_kv=8, n_ctx_train=32768),
@@ -29,7 +29,7 @@ def compute_buffer_bytes(path, n_ctx, n_ubatch, caplog):
     sizes = binding.llama_context_default_params()
     sizes.n_ctx, sizes.n_batch, sizes.n_ubatch, sizes.n_seq_max = n_ctx, n_ubatch, n_ubatch, 64
     sizes.embeddings, sizes.kv_unified, sizes.pooling_type = True, True, 3
-    with caplog.at_level(logging.DEBUG, "gguf_embed.native.llama"):
+    with caplog.at_level(logging.DEBUG, "gguf_embed.native.backend"):
         context = binding.llama_init_from_model(model, sizes)
     binding.llama_free(context)
     binding.llama_model_free(model)

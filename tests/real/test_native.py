@@ -8,7 +8,7 @@ import synthetic
 from gguf_embed.errors import BackendError, InvalidGGUFError, ModelLoadError, UnsupportedModelError
 from gguf_embed.fit.hardware import probe
 from gguf_embed.models.header import check_embeddable, facts_of_header, load_facts
-from gguf_embed.native import ggml, llama
+from gguf_embed.native import ggml, llama, quantize
 
 
 def test_header_of_a_file(qwen3):
@@ -76,11 +76,11 @@ def test_quantize_refuses_and_leaves_nothing(qwen3, tmp_path):
     """An unknown quantization and an unreadable source are errors that leave no file."""
     target = tmp_path / "out.gguf"
     with pytest.raises(ValueError, match="'Q9_X' is not one of"):
-        llama.quantize(qwen3, target, "Q9_X")
+        quantize.quantize(qwen3, target, "Q9_X")
     with pytest.raises(InvalidGGUFError):
-        llama.quantize(tmp_path / "none.gguf", target, "Q8_0")
+        quantize.quantize(tmp_path / "none.gguf", target, "Q8_0")
     with pytest.raises(BackendError, match="cannot be quantized"):
-        llama.quantize(qwen3, tmp_path / "no" / "folder.gguf", "Q8_0")
+        quantize.quantize(qwen3, tmp_path / "no" / "folder.gguf", "Q8_0")
     assert not list(tmp_path.iterdir())
 
 

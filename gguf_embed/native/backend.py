@@ -1,0 +1,94 @@
+"""llama-cpp-python's library, loaded once, and its log.
+
+It must not know models or contexts; native's other modules ask it for the binding and for the last error.
+"""
+
+from __future__ import annotations
+
+import collections
+import ctypes
+import functools
+import logging
+from typing import Any
+
+from gguf_embed.errors import BackendError
+
+__all__ = ["backend", "clear_errors", "errors_logged", "last_error"]
+
+logger = logging.getLogger(__name__)
+
+# Source: ggml/include/ggml.h, enum ggml_log_level. One step quieter than llama.cpp has it: its information fills
+# screens, its warnings are about chat, and its errors reach the user as exceptions.
+_LOG_LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.INFO, 4: logging.INFO}
+_LOG_ERROR, _LOG_CONTINUED = 4, 5
+
+_errors: collections.deque[str] = collections.deque(maxlen=20)
+
+
+@functools.cache
+def backend() -> Any:
+    """Import llama_cpp once, send its log to `logging`, and start its backends.
+
+    Returns:
+        The module llama_cpp.llama_cpp.
+
+    Raises:
+        BackendError: llama-cpp-python is missing its library, or it is older than 0.3.36.
+    """
+    try:
+        import llama_cpp  # noqa: PLC0415 - 160 ms, and only when a model is really wanted
+    except (ImportError, OSError, RuntimeError) as error:
+        raise BackendError(
+            f"llama-cpp-python cannot be loaded: {error}. Install it again: see README, Install."
+        ) from error
+    if _version(llama_cpp.__version__) < (0, 3, 36):
+        raise BackendError(
+            f"llama-cpp-python {llama_cpp.__version__} is too old; run: pip install 'llama-cpp-python>=0.3.36'"
+        )
+    binding = llama_cpp.llama_cpp
+    binding.llama_log_set(_log_callback(binding), ctypes.c_void_p(0))
+    binding.llama_backend_init()
+    return binding
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".")[:3] if part.isdigit())
+
+
+@functools.cache
+def _log_callback(binding: Any) -> Any:
+    line: list[str] = []
+    level = 0
+
+    def receive(raw_level: int, text: bytes, _user_data: Any) -> None:
+        nonlocal level
+        if raw_level != _LOG_CONTINUED:
+            level = raw_level
+        line.append(text.decode("utf-8", "replace"))
+        if not line[-1].endswith("\n"):
+            return
+        message = "".join(line).strip()
+        line.clear()
+        if level == _LOG_ERROR:
+            _errors.append(message)
+        logger.log(_LOG_LEVELS.get(level, logging.DEBUG), "%s", message)
+
+    return binding.llama_log_callback(receive)
+
+
+def last_error() -> str:
+    """The most telling line that llama.cpp logged since the errors were cleared."""
+    lines = [line.split(": ", 1)[-1] if line.startswith("llama_") else line for line in _errors]
+    return next(
+        (line for line in lines if "failed to load model" not in line), lines[-1] if lines else "no reason given"
+    )
+
+
+def clear_errors() -> None:
+    """Forget what was logged; called before each call into llama.cpp that may fail."""
+    _errors.clear()
+
+
+def errors_logged() -> tuple[str, ...]:
+    """Return the errors that llama.cpp logged since then, oldest first."""
+    return tuple(_errors)
