@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -35,7 +37,7 @@ def test_a_batch_keeps_both_budgets(lengths, n_tokens_max, n_seq_max):
 def test_a_batch_is_full_before_the_next_begins(lengths, n_tokens_max, n_seq_max):
     """The first text of a batch had no room in the one before, so no decode is wasted."""
     batches = pack(lengths, n_tokens_max=n_tokens_max, n_seq_max=n_seq_max)
-    for full, following in zip(batches, batches[1:], strict=False):
+    for full, following in pairwise(batches):
         n_tokens = sum(lengths[index] for index in full) + lengths[following[0]]
         assert len(full) == n_seq_max or n_tokens > n_tokens_max
 

