@@ -1,6 +1,7 @@
 """Text embeddings on the machine you own, through llama.cpp.
 
-The public names load lazily: `import gguf_embed` loads neither llama_cpp nor the hub client nor a web framework.
+The public names load lazily: `import gguf_embed` loads neither llama_cpp nor the hub client nor a web framework, and
+this module must not know more than where each name lives.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ It knows no model, no network and no hardware. Order: argument, environment, con
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -78,14 +79,15 @@ def load_config(environ: Mapping[str, str] | None = None) -> Config:
     cache_dir = _path(env.get("GGUF_EMBED_CACHE_DIR") or platformdirs.user_cache_dir("gguf-embed", appauthor=False))
     settings: dict[str, Any] = {"hub_cache": _hub_cache(env), "cache_dir": cache_dir, "config_dir": config_dir}
     settings |= _from_file(config_dir / "config.toml")
+    if endpoint := env.get("HF_ENDPOINT"):
+        settings["endpoint"] = endpoint
+    if raw := env.get("HF_HUB_OFFLINE"):
+        settings |= _parsed("offline", raw, _boolean, source="HF_HUB_OFFLINE", path=None)
     for key, parse in _KEYS.items():
         variable = f"GGUF_EMBED_{key.upper()}"
         if raw := env.get(variable):
             settings |= _parsed(key, raw, parse, source=variable, path=None)
-    if endpoint := env.get("HF_ENDPOINT"):
-        settings["endpoint"] = endpoint.rstrip("/")
-    if raw := env.get("HF_HUB_OFFLINE"):
-        settings |= _parsed("offline", raw, _boolean, source="HF_HUB_OFFLINE", path=None)
+    settings["endpoint"] = settings.get("endpoint", DEFAULT_ENDPOINT).rstrip("/")
     return Config(**settings)
 
 
@@ -125,7 +127,14 @@ def _parsed(key: str, raw: Any, parse: Any, *, source: str, path: Path | None) -
 
 
 def _path(text: str) -> Path:
-    return Path(text).expanduser().absolute()
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{text!r} is below a home folder that is not known; set HOME, or GGUF_EMBED_CONFIG_DIR, "
+            "GGUF_EMBED_CACHE_DIR and HF_HUB_CACHE to whole paths",
+            key="HOME",
+        ) from error
 
 
 def _text(raw: Any) -> str:
@@ -153,10 +162,9 @@ def _device(raw: Any) -> str:
 
 
 def _threads(raw: Any) -> int:
-    n_threads = int(raw)
-    if n_threads < 1:
-        raise ValueError("it is at least 1")
-    return n_threads
+    if isinstance(raw, bool) or not re.fullmatch(r"[1-9]\d{0,4}", str(raw).strip()):
+        raise ValueError("it is a whole number from 1 to 99999")
+    return int(raw)
 
 
 def _memory(raw: Any) -> int:

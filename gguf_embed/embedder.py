@@ -314,6 +314,7 @@ class Embedder:
         """
         options = options or EncodeOptions()
         texts = _as_list(inputs)
+        options.check_n_texts(len(texts))
         prefix = resolve_prompt(self.prompts, prompt_name=options.prompt_name, prompt=options.prompt, task=options.task)
         self._warn_of_missing_prompt(options)
         dim = self._truncate_dim if options.truncate_dim is None else options.truncate_dim

@@ -45,10 +45,21 @@ class EncodeOptions:
     precision: str = "float32"
 
     def __post_init__(self) -> None:
-        if self.batch_size is not None and (not isinstance(self.batch_size, int) or self.batch_size < 1):
+        if self.batch_size is not None and (type(self.batch_size) is not int or self.batch_size < 1):
             raise ValueError(f"batch_size is {self.batch_size!r}; it is a whole number of at least 1")
         if self.truncate not in ("error", "end"):
             raise ValueError(f"truncate is {self.truncate!r}; it is 'error' or 'end'")
+        if self.precision not in vectors.PRECISIONS:
+            raise ValueError(f"precision is {self.precision!r}; it is one of {', '.join(vectors.PRECISIONS)}")
+
+    def check_n_texts(self, n_texts: int) -> None:
+        """Refuse int8 and uint8 for a single text, whose components have no range.
+
+        Raises:
+            ValueError: they were asked for.
+        """
+        if self.precision in ("int8", "uint8") and n_texts == 1:
+            raise ValueError(f"{self.precision} spreads the range of many rows and got one; use binary or float32")
 
 
 class EncodeKeywords(TypedDict, total=False):

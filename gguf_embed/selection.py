@@ -68,6 +68,7 @@ def select(
     text: str,
     *,
     prefer: str = "default",
+    with_others: bool = False,
     limits: Limits,
     overrides: Overrides,
     machine: hardware.Hardware | None = None,
@@ -78,6 +79,7 @@ def select(
         catalog: what can be had.
         text: the reference.
         prefer: "default" or "quality".
+        with_others: also weigh what is outside the ladder, though it is not chosen.
         limits: what the plan may use.
         overrides: what the caller knows better.
         machine: plan for another machine than this one.
@@ -88,24 +90,25 @@ def select(
         ModelLoadError: a file cannot be embedded with.
         DoesNotFitError: nothing fits.
     """
-    resolved = catalog.resolve(text, prefer=prefer)
-    candidates: dict[str, planner.Candidate] = {}
-    for source in resolved.sources:
-        facts = catalog.facts(resolved, source)
-        pooling = _pooling(facts, Path(source.name), resolved.spec, overrides)
-        candidates[source.quant] = planner.Candidate(
-            quant=source.quant or facts.quant or "unknown",
-            facts=dataclasses.replace(facts, pooling_type=pooling),
-            is_on_disk=source.is_on_disk,
-        )
-    plan = planner.plan(resolved.model_id, tuple(candidates.values()), machine or hardware.probe(), limits)
-    quant = next(name for name, candidate in candidates.items() if candidate.quant == plan.quant)
+    resolved = catalog.resolve(text, prefer=prefer, with_others=with_others)
+    candidates = [_candidate(catalog, resolved, source, overrides) for source in resolved.sources]
+    others = [_candidate(catalog, resolved, source, overrides) for source in resolved.others]
+    plan = planner.plan(resolved.model_id, candidates, machine or hardware.probe(), limits, others=others)
+    chosen = next(index for index, candidate in enumerate(candidates) if candidate.quant == plan.quant)
     return Selection(
         resolved=resolved,
-        source=next(source for source in resolved.sources if source.quant == quant),
+        source=resolved.sources[chosen],
         plan=plan,
         pooling_type=plan.facts.pooling_type or "",
         add_eos=_eos_override(plan.facts, resolved.spec, overrides),
+    )
+
+
+def _candidate(catalog: Catalog, resolved: Resolved, source: Source, overrides: Overrides) -> planner.Candidate:
+    facts = catalog.facts(resolved, source)
+    pooling = _pooling(facts, Path(source.name), resolved.spec, overrides)
+    return planner.Candidate(
+        quant=source.quant or facts.quant or "unknown", facts=dataclasses.replace(facts, pooling_type=pooling)
     )
 
 

@@ -6,11 +6,13 @@ It knows nothing else; everywhere inside the package a size is an int of bytes.
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 
 __all__ = ["format_size", "parse_size"]
 
 # G and GB mean GiB too: memory is sold and reported in powers of two.
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+_TOO_LARGE = 1 << 63
 _SIZE = re.compile(r"\s*(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]?)(?:i?B)?\s*", re.IGNORECASE)
 
 
@@ -24,11 +26,11 @@ def parse_size(text: str) -> int:
         Bytes, at least 1.
 
     Raises:
-        ValueError: the text is no size, or the size is zero.
+        ValueError: the text is no size, or the size is below 1 or beyond 2^63.
     """
     match = _SIZE.fullmatch(text)
-    size_bytes = int(float(match["number"]) * (1 << _UNITS[match["unit"].upper()])) if match else 0
-    if size_bytes < 1:
+    size_bytes = int(Decimal(match["number"]) * (1 << _UNITS[match["unit"].upper()])) if match else 0
+    if not 1 <= size_bytes < _TOO_LARGE:
         raise ValueError(f"{text!r} is not a size; write one like 4GiB, 4G or 4096MiB")
     return size_bytes
 
@@ -43,9 +45,9 @@ def format_size(size_bytes: int) -> str:
         At most three significant digits and a binary unit.
     """
     magnitude, sign = abs(size_bytes), "-" if size_bytes < 0 else ""
-    for shift, unit in ((40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):
-        if magnitude >= 1 << shift:
-            value = magnitude / (1 << shift)
-            digits = 2 if value < 10 and shift >= 30 else 1 if value < 100 and shift >= 30 else 0
+    for shift, unit in ((10, "KiB"), (20, "MiB"), (30, "GiB"), (40, "TiB")):
+        value = magnitude / (1 << shift)
+        digits = (2 if value < 9.995 else 1 if value < 99.95 else 0) if shift >= 30 else 0
+        if magnitude >= 1 << 10 and (round(value) < 1024 or shift == 40):  # what rounds up to 1024 takes the next unit
             return f"{sign}{value:.{digits}f} {unit}"
     return f"{sign}{magnitude} B"

@@ -10,7 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["l2_normalize", "layer_norm", "quantize_embeddings", "similarity", "similarity_pairwise", "truncate_dim"]
+PRECISIONS = ("float32", "int8", "uint8", "binary", "ubinary")
+
+__all__ = [
+    "PRECISIONS",
+    "l2_normalize",
+    "layer_norm",
+    "quantize_embeddings",
+    "similarity",
+    "similarity_pairwise",
+    "truncate_dim",
+]
 
 Float32Matrix = NDArray[np.float32]
 
@@ -134,8 +144,8 @@ def quantize_embeddings(embeddings: Float32Matrix, precision: str) -> NDArray[An
     if precision in ("binary", "ubinary"):
         packed = np.packbits(embeddings > 0, axis=-1)
         return packed if precision == "ubinary" else np.asarray(packed.astype(np.int16) - 128, dtype=np.int8)
-    if precision not in ("int8", "uint8"):
-        raise ValueError(f"precision is {precision!r}; it is float32, int8, uint8, binary or ubinary")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}; it is one of {', '.join(PRECISIONS)}")
     if len(embeddings) < 2:
         raise ValueError(f"{precision} spreads the range of many rows and got {len(embeddings)}; use binary or float32")
     low, high = embeddings.min(axis=0), embeddings.max(axis=0)

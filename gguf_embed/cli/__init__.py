@@ -1,4 +1,7 @@
-"""The command line: parse, call, print. The only user of stdout and of exit codes."""
+"""The command line: parse, call, print. The only user of stdout and of exit codes.
+
+It must not know how anything is done, only whom to ask.
+"""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import os
 import shutil
 import sys
 import textwrap
@@ -88,10 +87,10 @@ def run(arguments: Sequence[str]) -> int:
     except GGUFEmbedError as error:
         click.echo(_wrapped(f"error: {error}"), err=True)
         return exit_code(error)
-    except BrokenPipeError:
-        # The reader has enough, as `head` does; nothing may be written at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except SystemExit as stop:
+        if not isinstance(stop.__context__, BrokenPipeError):
+            raise
+        return 0  # the reader has enough, as `head` does; click has silenced stdout
     return 0
 
 

@@ -56,7 +56,7 @@ def embed_command(
       gguf-embed embed -i docs.txt -o docs.npy --as document -d 512
       echo "What is the capital of China?" | gguf-embed embed --as query
     """
-    from gguf_embed.jobs.sinks import format_of_name, write_embeddings  # noqa: PLC0415 - keeps --help quick
+    from gguf_embed.jobs.sinks import check_format, format_of_name, write_embeddings  # noqa: PLC0415 - keeps --help quick
 
     output_format = output_format or (format_of_name(output) if output else "json")
     if output_format is None:
@@ -65,6 +65,7 @@ def embed_command(
         raise click.UsageError(f"{output_format} is no text; add -o FILE")
     if output is not None and not output.parent.is_dir():
         raise click.UsageError(f"there is no folder {output.parent}")
+    check_format(output_format)
     records = _records(texts, source)
     report = _report([record.text for record in records], model, options)
     target = output or sys.stdout.buffer
@@ -106,7 +107,9 @@ def _report(texts: list[str], model: str | None, options: dict[str, Any]) -> Any
     with open_model(model, options) as embedder:
         with usage_errors():
             resolve_prompt(embedder.prompts, prompt_name=how.prompt_name, prompt=how.prompt, task=how.task)
-        load_model(embedder)
+            how.check_n_texts(len(texts))
+        if texts:
+            load_model(embedder)
         show = not is_quiet() and len(texts) > 1 and sys.stderr.isatty()
         with texts_progress(len(texts)) if show else contextlib.nullcontext() as on_batch:
             return embedder.report(texts, how, on_batch=on_batch)

@@ -58,9 +58,10 @@ def pull_command(model: str, as_json: bool, **options: Any) -> None:
 @verbosity
 def list_command(as_json: bool) -> None:
     """List the model files on this disk: the Hugging Face cache's GGUFs, and those made here."""
+    from gguf_embed.models.shelf import files_on_disk  # noqa: PLC0415 - keeps --help quick
     from gguf_embed.sizes import format_size  # noqa: PLC0415 - keeps --help quick
 
-    files = sorted(_catalog().files_on_disk(), key=lambda file: (file.model_id, file.quant))
+    files = files_on_disk(_catalog())
     if as_json:
         print_json([_file_facts(file) for file in files])
     elif not files:
@@ -82,19 +83,20 @@ def _file_facts(file: Any) -> dict[str, Any]:
 def rm_command(model: str, yes: bool, as_json: bool) -> None:
     """Delete MODEL's files from this disk: all its quantizations, or the one that is named."""
     from gguf_embed.errors import UnknownModelError  # noqa: PLC0415 - keeps --help quick
+    from gguf_embed.models.shelf import delete, files_on_disk  # noqa: PLC0415
     from gguf_embed.sizes import format_size  # noqa: PLC0415
 
     catalog = _catalog()
     if catalog.parse(model).path is not None:
         raise click.UsageError(f"{model} is a file of yours; delete it yourself")
-    files = catalog.files_on_disk(model)
+    files = files_on_disk(catalog, model)
     if not files:
         raise UnknownModelError(f"nothing of {model} is on this disk; see: gguf-embed list", model_id=model)
     for file in files:
         click.echo(f"{format_size(file.size_bytes)}  {file.path}", err=True)
     if not yes:
         click.confirm("Delete?", abort=True, err=True)
-    freed_bytes = sum(catalog.delete(file) for file in files)
+    freed_bytes = sum(delete(catalog, file) for file in files)
     if as_json:
         print_json({"deleted": [_file_facts(file) for file in files], "freed_bytes": freed_bytes})
     else:
@@ -129,10 +131,11 @@ def models_command(as_json: bool) -> None:
 def show_command(model: str, as_json: bool) -> None:
     """Show what is known of MODEL: the registry's facts, and the header of a file that is here."""
     from gguf_embed.models.header import load_facts  # noqa: PLC0415 - keeps --help quick
+    from gguf_embed.models.shelf import files_on_disk  # noqa: PLC0415
 
     catalog = _catalog()
     reference = catalog.parse(model)
-    files = catalog.files_on_disk(model)
+    files = files_on_disk(catalog, model)
     path = reference.path or (files[0].path if files else None)
     header = load_facts(path) if path is not None else None
     spec = reference.spec

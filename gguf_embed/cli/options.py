@@ -14,7 +14,18 @@ import click
 from gguf_embed.cli.app import set_verbosity
 from gguf_embed.cli.exits import usage_errors
 
-__all__ = ["json_option", "load_model", "model_argument", "model_option", "open_model", "plan_options", "verbosity"]
+__all__ = [
+    "is_quiet",
+    "json_option",
+    "limits_of",
+    "load_model",
+    "model_argument",
+    "model_option",
+    "open_model",
+    "optional_model_argument",
+    "plan_options",
+    "verbosity",
+]
 
 Command = Callable[..., Any]
 
@@ -45,6 +56,7 @@ def _complete_model(ctx: click.Context, param: click.Parameter, incomplete: str)
 
 
 model_argument = click.argument("model", shell_complete=_complete_model)
+optional_model_argument = click.argument("model", required=False, shell_complete=_complete_model)
 model_option = click.option(
     "-m", "--model", shell_complete=_complete_model, help="Model reference; the configured default when left out."
 )

@@ -10,20 +10,20 @@ from typing import Any
 import click
 
 from gguf_embed.cli.exits import usage_errors
-from gguf_embed.cli.options import json_option, limits_of, model_argument, plan_options, verbosity
+from gguf_embed.cli.options import json_option, limits_of, optional_model_argument, plan_options, verbosity
 from gguf_embed.cli.tables import print_facts, print_json, print_table
 
 __all__ = ["plan_command"]
 
 
 @click.command("plan")
-@model_argument
+@optional_model_argument
 @click.option("--profile", help="Plan for a known machine instead, such as rtx-3050-4gb; 'list' shows them.")
 @click.option("--all", "show_all", is_flag=True, help="Weigh every quantization that the model has.")
 @plan_options
 @json_option
 @verbosity
-def plan_command(model: str, profile: str | None, show_all: bool, as_json: bool, **options: Any) -> None:
+def plan_command(model: str | None, profile: str | None, show_all: bool, as_json: bool, **options: Any) -> None:
     r"""Show which quantization of MODEL fits here, and why.
 
     Downloads no weights.
@@ -36,7 +36,7 @@ def plan_command(model: str, profile: str | None, show_all: bool, as_json: bool,
 
     profiles = load_profiles()
     if profile == "list":
-        print_table(("profile", "machine"), [(name, machine.description) for name, machine in profiles.items()])
+        _print_profiles(profiles, as_json=as_json)
         return
     if profile is not None and profile not in profiles:
         raise click.UsageError(f"no profile is called {profile!r}; there are {', '.join(profiles)}")
@@ -47,16 +47,28 @@ def plan_command(model: str, profile: str | None, show_all: bool, as_json: bool,
         _print(plan, source)
 
 
-def _plan(model: str, machine: Any, options: dict[str, Any], *, show_all: bool) -> tuple[Any, Any]:
+def _print_profiles(profiles: Any, *, as_json: bool) -> None:
+    if as_json:
+        print_json(dict(profiles))
+    else:
+        print_table(("profile", "machine"), [(name, machine.description) for name, machine in profiles.items()])
+
+
+def _plan(model: str | None, machine: Any, options: dict[str, Any], *, show_all: bool) -> tuple[Any, Any]:
     from gguf_embed.config import load_config  # noqa: PLC0415 - keeps --help quick
     from gguf_embed.models.catalog import Catalog  # noqa: PLC0415
     from gguf_embed.selection import Overrides, select  # noqa: PLC0415
 
-    limits = limits_of(options)
-    prefer = "all" if show_all else options["prefer"]
+    limits, config = limits_of(options), load_config()
     with usage_errors():
         selection = select(
-            Catalog(load_config()), model, prefer=prefer, limits=limits, overrides=Overrides(), machine=machine
+            Catalog(config),
+            config.model if model is None else model,
+            prefer=options["prefer"],
+            with_others=show_all,
+            limits=limits,
+            overrides=Overrides(),
+            machine=machine,
         )
     return selection.plan, selection.source
 
@@ -109,9 +121,11 @@ def _print(plan: Any, source: Any) -> None:
     where = {"gpu": f"all of it on {plan.device}", "cpu": f"the CPU, {plan.n_threads} threads"}.get(
         plan.placement, f"{plan.n_gpu_layers} of {plan.facts.n_layer} layers on {plan.device}"
     )
-    size = "on disk" if source.is_on_disk else (
-        f"{format_size(source.size_bytes)} to download" if source.size_bytes else "size not known yet"
-    )  # fmt: skip
+    size = f"{format_size(source.size_bytes)} to download" if source.size_bytes else "size not known yet"
+    if source.origin == "wheel":
+        size = "to be made from it"
+    if source.is_on_disk:
+        size = "on disk"
     print_facts(
         [
             ("file", f"{source.name} ({size})"),

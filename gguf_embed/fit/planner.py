@@ -5,6 +5,7 @@ Pure: the same inputs give the same plan. It must not know the network, files on
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -39,12 +40,10 @@ class Candidate:
     Attributes:
         quant: Q4_K_M, ...
         facts: of its file.
-        is_on_disk: no download is needed.
     """
 
     quant: str
     facts: ModelFacts
-    is_on_disk: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +160,14 @@ class _Place:
         return "host memory" if self.accelerator is None else self.accelerator.name
 
 
-def plan(model_id: str, candidates: Sequence[Candidate], hardware: Hardware, limits: Limits | None = None) -> Plan:
+def plan(
+    model_id: str,
+    candidates: Sequence[Candidate],
+    hardware: Hardware,
+    limits: Limits | None = None,
+    *,
+    others: Sequence[Candidate] = (),
+) -> Plan:
     """Choose the best quantization that fits whole in free memory; else part of one, else the CPU.
 
     Within one placement, more memory never picks a smaller quantization.
@@ -171,6 +177,7 @@ def plan(model_id: str, candidates: Sequence[Candidate], hardware: Hardware, lim
         candidates: best first, at least one.
         hardware: the machine.
         limits: what the user allows.
+        others: weighed for the reader's sake and never chosen.
 
     Returns:
         The choice, its cost and the reasons.
@@ -192,7 +199,8 @@ def plan(model_id: str, candidates: Sequence[Candidate], hardware: Hardware, lim
         for candidate, n_ctx in _attempts(candidates, place, limits):
             n_gpu_layers = _fitting_layers(candidate.facts, place, n_ctx)
             if n_gpu_layers is not None:
-                return _plan(model_id, candidates, candidate, place, n_ctx, n_gpu_layers, hardware, limits)
+                plan = _plan(model_id, candidates, candidate, place, n_ctx, n_gpu_layers, hardware, limits)
+                return _with_others(plan, others, place, limits)
     raise _does_not_fit(model_id, candidates, places, limits)
 
 
@@ -232,7 +240,7 @@ def _capped(free_bytes: int, limits: Limits) -> int:
 
 def _attempts(candidates: Sequence[Candidate], place: _Place, limits: Limits) -> Iterator[tuple[Candidate, int]]:
     """Candidates with the context to try them at; the smallest gets a second chance at the floor."""
-    smallest = candidates[-1]
+    smallest = min(candidates, key=lambda one: one.facts.weights_bytes)
     # Part of a model is for what fits nowhere whole, so the smallest: the most layers on the device.
     for candidate in candidates if place.placement != "partial" else [smallest]:
         yield candidate, _working_n_ctx(candidate.facts, limits)
@@ -331,6 +339,12 @@ def _plan(
         rejected=tuple(_rejections(candidates, chosen, place, hardware, limits)),
         reason=_reason(place, facts, n_gpu_layers, required, passed_over=_places(hardware, limits)[0]),
     )
+
+
+def _with_others(plan: Plan, others: Sequence[Candidate], place: _Place, limits: Limits) -> Plan:
+    fits = "fits, but is taken only by name or with --prefer quality"
+    weighed = (_rejection(one, place, limits, fits=fits, is_better=False) for one in others)
+    return dataclasses.replace(plan, rejected=(*plan.rejected, *weighed))
 
 
 def _reason(place: _Place, facts: ModelFacts, n_gpu_layers: int, required: int, *, passed_over: _Place) -> str:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from gguf_embed.errors import MissingExtraError, StorageError
 from gguf_embed.jobs.sources import Record
 
-__all__ = ["FORMATS", "format_of_name", "write_embeddings"]
+__all__ = ["FORMATS", "check_format", "format_of_name", "write_embeddings"]
 
 Embeddings = NDArray[Any]
 
@@ -48,10 +48,7 @@ def write_embeddings(
 
     Raises:
         StorageError: the file cannot be written; what was there stays.
-        MissingExtraError: Parquet without pyarrow.
     """
-    if output_format == "parquet":
-        _require_pyarrow()
     write = _WRITERS[output_format]
     if isinstance(target, Path):
         with _replaced(target) as stream:
@@ -78,7 +75,7 @@ def _replaced(path: Path) -> Iterator[IO[bytes]]:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        Path(temporary).chmod(0o666 & ~_umask())
+        Path(temporary).chmod(path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
         os.replace(temporary, path)  # noqa: PTH105 - atomic, and says so
         temporary = None
     except OSError as error:
@@ -134,7 +131,14 @@ def _write_parquet(stream: IO[bytes], embeddings: Embeddings, records: Sequence[
     pq.write_table(pa.table(columns), stream)
 
 
-def _require_pyarrow() -> None:
+def check_format(output_format: str) -> None:
+    """Check at the door that a format can be written.
+
+    Raises:
+        MissingExtraError: Parquet without pyarrow.
+    """
+    if output_format != "parquet":
+        return
     try:
         import pyarrow as pa  # noqa: F401, PLC0415 - an extra, checked at the door
     except ImportError as error:

@@ -69,7 +69,14 @@ def _lines(stream: Iterable[bytes], name: str) -> Iterator[str]:
 def _record(line: str, index: int, name: str) -> Record:
     try:
         value = json.loads(line)
-    except ValueError as error:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidTextError(
+            f"{name}, line {index + 1}: has a lone surrogate; it was cut or decoded wrongly",
+            index=index,
+            reason="lone surrogate",
+        ) from error
+    except (ValueError, RecursionError) as error:
         raise InvalidTextError(f"{name}, line {index + 1}: no JSON: {error}", index=index, reason="no JSON") from error
     if isinstance(value, str):
         return Record(text=value)

@@ -13,22 +13,36 @@ from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 
 from gguf_embed.config import Config
-from gguf_embed.errors import InvalidGGUFError, OfflineError, StorageError, UnknownQuantError
+from gguf_embed.errors import DownloadError, InvalidGGUFError, OfflineError, UnknownQuantError
 from gguf_embed.models.header import ModelFacts, facts_of_header, facts_of_spec, load_facts
-from gguf_embed.models.hub import CachedFile, Hub, Progress, RemoteFile
-from gguf_embed.models.refs import Reference, is_shard, parse_reference, quant_of_file_name, select_file
+from gguf_embed.models.hub import Hub, Progress, RemoteFile
+from gguf_embed.models.refs import Reference, files_by_quant, parse_reference, select_file
 from gguf_embed.models.registry import load_registry
 from gguf_embed.models.specs import ModelSpec, QuantFile
 from gguf_embed.models.wheel import fetch_wheel_model, wheel_model_path
 from gguf_embed.native.ggml import parse_header
 
-__all__ = ["Catalog", "FileOnDisk", "Resolved", "Source"]
+__all__ = ["Catalog", "Resolved", "Source"]
 
 logger = logging.getLogger(__name__)
 
 # What is tried of a repo that the registry does not know, best first; the other quants only when named.
 _LADDER = ("Q4_K_M", "Q4_K_S", "Q3_K_M")
-_QUALITY_LADDER = ("F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_0", *_LADDER, "F32", "IQ4_XS", "Q4_0", "Q2_K")
+_QUALITY_LADDER = (
+    "F32",
+    "F16",
+    "BF16",
+    "Q8_0",
+    "Q6_K",
+    "Q5_K_M",
+    "Q5_K_S",
+    "Q5_0",
+    *_LADDER,
+    "IQ4_XS",
+    "Q4_0",
+    "Q3_K_S",
+    "Q2_K",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +53,7 @@ class Source:
         origin: "local", "hub" (a known file), "repo" (a repository to be listed) or "wheel".
         quant: Q4_K_M, ...; "" where a local file's name does not say.
         repo: of the hub, None for a local file or a wheel.
-        file: inside the repo, None until a repository is listed.
+        file: inside the repo, None until a repository is listed; of a wheel, its package.
         revision: commit or branch, None for the newest.
         size_bytes: of the file; of its tensors for a repository to be listed; None when unknown.
         sha256: of the file, None when unknown.
@@ -62,8 +76,10 @@ class Source:
 
     @property
     def name(self) -> str:
-        """The file for people: its path on disk, or repo and file."""
-        return str(self.path) if self.path else "/".join(part for part in (self.repo, self.file) if part) or self.origin
+        """The file for people: its path on disk, its package, or repo and file."""
+        if self.path is not None:
+            return str(self.path)
+        return f"package {self.file}" if self.origin == "wheel" else "/".join(filter(None, (self.repo, self.file)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,31 +91,14 @@ class Resolved:
         model_id: the registry's name, else the repo or file.
         spec: the registry's facts, None for a model that it does not know.
         sources: quantizations to choose from, best first.
+        others: what there is besides and is not chosen unless named; only where all were asked for.
     """
 
     reference: Reference
     model_id: str
     spec: ModelSpec | None
     sources: tuple[Source, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FileOnDisk:
-    """A model file that is here.
-
-    Attributes:
-        model_id: the registry's name, else the repository.
-        quant: Q4_K_M, ...; "" where the name does not say.
-        path: of the file.
-        size_bytes: of the file.
-        cached: its place in the Hugging Face cache, None for a file that this program made.
-    """
-
-    model_id: str
-    quant: str
-    path: Path
-    size_bytes: int
-    cached: CachedFile | None
+    others: tuple[Source, ...] = ()
 
 
 class Catalog:
@@ -111,7 +110,7 @@ class Catalog:
     """
 
     def __init__(self, config: Config, hub: Hub | None = None) -> None:
-        self._config = config
+        self.config = config
         self.registry = load_registry(config.config_dir / "models.toml")
         self.hub = hub or Hub(endpoint=config.endpoint, cache_dir=config.hub_cache, offline=config.offline)
 
@@ -124,22 +123,23 @@ class Catalog:
         """
         return parse_reference(text, self.registry)
 
-    def resolve(self, text: str, *, prefer: str = "default") -> Resolved:
+    def resolve(self, text: str, *, prefer: str = "default", with_others: bool = False) -> Resolved:
         """Find out what a reference means and which quantizations could be had.
 
         Lists a repository that the registry does not know, which uses the network.
 
         Args:
             text: any form of model reference.
-            prefer: "default", "quality" for the ladder that starts with F16 and Q8_0, or "all" for every quantization.
+            prefer: "default", or "quality" for the ladder that starts with F16 and Q8_0.
+            with_others: also list what is outside the ladder.
 
         Raises:
             UnknownModelError: nothing answers to it.
             UnknownQuantError: the model does not come in this quantization.
             HubError: the repository cannot be listed.
         """
-        if prefer not in ("default", "quality", "all"):
-            raise ValueError(f"prefer is {prefer!r}; it is default, quality or all")
+        if prefer not in ("default", "quality"):
+            raise ValueError(f"prefer is {prefer!r}; it is default or quality")
         reference = self.parse(text)
         spec = reference.spec
         if reference.path is not None:
@@ -147,10 +147,16 @@ class Catalog:
             return _resolved(reference, reference.path.name, spec, sources)
         if reference.repo is None and spec is not None:
             wanted = _wanted(reference, _ladder(prefer, spec))
-            sources = [self._source_of_spec(spec, quant) for quant in wanted]
-            return _resolved(reference, spec.model_id, spec, self._reachable(sources))
+            sources = self._reachable([self._source_of_spec(spec, quant) for quant in wanted])
+            quants = sorted(set(spec.quants) - set(wanted), key=_quality) if with_others else ()
+            others = [self._source_of_spec(spec, quant) for quant in quants]
+            return _resolved(reference, spec.model_id, spec, sources, others)
         model_id = spec.model_id if spec is not None else reference.repo or text
-        return _resolved(reference, model_id, spec, self._sources_of_repo(reference, prefer))
+        sources = self._sources_of_repo(reference, prefer)
+        chosen = {source.quant for source in sources}
+        besides = self._sources_of_repo(dataclasses.replace(reference, quant=None), "quality") if with_others else ()
+        others = [source for source in besides if source.quant not in chosen]
+        return _resolved(reference, model_id, spec, sources, others)
 
     def facts(self, resolved: Resolved, source: Source) -> ModelFacts:
         """Facts of one source: from its header on disk, from the registry, else from the header on the hub.
@@ -185,61 +191,9 @@ class Catalog:
             return source.path
         if source.origin == "wheel" and resolved.spec is not None and resolved.spec.wheel is not None:
             return fetch_wheel_model(
-                resolved.spec.wheel, resolved.spec.model_id, self._config.cache_dir, offline=self._config.offline
+                resolved.spec.wheel, resolved.spec.model_id, self.config.cache_dir, offline=self.config.offline
             )
         return self.hub.fetch_file(self._remote(resolved, source), on_progress=on_progress)
-
-    def files_on_disk(self, text: str | None = None) -> tuple[FileOnDisk, ...]:
-        """List the GGUF files in the Hugging Face cache and those that this program made.
-
-        Args:
-            text: a reference that they must answer to, None for all.
-
-        Raises:
-            RegistryError: nothing answers to the reference.
-        """
-        files = [
-            FileOnDisk(
-                model_id=spec.model_id if (spec := self._spec_of(cached)) is not None else cached.repo,
-                quant=quant_of_file_name(cached.file) or "",
-                path=cached.path,
-                size_bytes=cached.size_bytes,
-                cached=cached,
-            )
-            for cached in self.hub.cached_files()
-        ]
-        for spec in self.registry.models:
-            if spec.wheel is not None:
-                path = wheel_model_path(spec.wheel, spec.model_id, self._config.cache_dir)
-                if path.is_file():
-                    size_bytes = path.stat().st_size
-                    files.append(FileOnDisk(
-                        model_id=spec.model_id, quant=spec.wheel.quant, path=path, size_bytes=size_bytes, cached=None
-                    ))  # fmt: skip
-        if text is None:
-            return tuple(files)
-        reference = self.parse(text)
-        return tuple(file for file in files if _answers(file, reference))
-
-    def delete(self, file: FileOnDisk) -> int:
-        """Delete a file from this disk.
-
-        Returns:
-            Bytes that were freed.
-
-        Raises:
-            StorageError: it cannot be deleted.
-        """
-        if file.cached is not None:
-            return self.hub.delete(file.cached)
-        try:
-            file.path.unlink()
-        except OSError as error:
-            raise StorageError(f"{file.path} cannot be deleted: {error.strerror}", path=file.path) from error
-        return file.size_bytes
-
-    def _spec_of(self, cached: CachedFile) -> ModelSpec | None:
-        return self.registry.find_repo(cached.repo) or self.registry.find_file(cached.file)
 
     def _fetch_facts(self, resolved: Resolved, source: Source) -> ModelFacts:
         if source.origin == "wheel":  # small, and its header is there only once it is made
@@ -267,8 +221,14 @@ class Catalog:
         """The best way to one quantization: on disk, then the starter wheel, then a pinned file, then a listed repo."""
         known = [self._source_of_file(file) for file in spec.files if file.quant == quant]
         if spec.wheel is not None and spec.wheel.quant == quant:
-            path = wheel_model_path(spec.wheel, spec.model_id, self._config.cache_dir)
-            wheel = Source(origin="wheel", quant=quant, path=path if path.is_file() else None)
+            path = wheel_model_path(spec.wheel, spec.model_id, self.config.cache_dir)
+            wheel = Source(
+                origin="wheel",
+                quant=quant,
+                file=spec.wheel.package,
+                size_bytes=spec.wheel.size_bytes,
+                path=path if path.is_file() else None,
+            )
             has_extra = find_spec("gguf") is not None and find_spec("safetensors") is not None
             known = [wheel, *known] if has_extra or not known else [*known, wheel]
         for discoverable in spec.discoverable:
@@ -294,13 +254,15 @@ class Catalog:
 
     def _cached(self, repo: str, quant: str) -> Source | None:
         """A file of this quantization that is in the cache already, whatever its commit."""
-        for cached in self.hub.cached_files(repo):
-            if quant_of_file_name(cached.file) == quant and not is_shard(cached.file):
-                return Source(
-                    origin="hub", quant=quant, repo=cached.repo, file=cached.file, revision=cached.revision,
-                    size_bytes=cached.size_bytes, path=cached.path,
-                )  # fmt: skip
-        return None
+        newest = {cached.file: cached for cached in self.hub.cached_files(repo)}
+        try:
+            cached = select_file(list(newest.values()), quant, model_id=repo)
+        except UnknownQuantError:
+            return None
+        return Source(
+            origin="hub", quant=quant, repo=cached.repo, file=cached.file, revision=cached.revision,
+            size_bytes=cached.size_bytes, path=cached.path,
+        )  # fmt: skip
 
     def _sources_of_repo(self, reference: Reference, prefer: str) -> list[Source]:
         """Quantizations of one named repository; those that the registry pins need no listing."""
@@ -317,8 +279,8 @@ class Catalog:
                 return self._reachable(self._source_of_file(by_quant[quant]) for quant in wanted)
         if reference.quant is not None and (cached := self._cached(repo, reference.quant)):
             return [cached]
-        listing = self.hub.fetch_listing(repo, reference.revision)
-        quants = {quant_of_file_name(remote.file) for remote in listing if not is_shard(remote.file)}
+        listing = self._listing(repo, reference.revision)
+        quants = files_by_quant(listing)
         ladder = [quant for quant in _ladder(prefer, spec) if quant in quants]
         wanted = _wanted(reference, ladder or [quant for quant in _QUALITY_LADDER if quant in quants])
         if not wanted:
@@ -326,6 +288,22 @@ class Catalog:
                 f"{repo} has no GGUF in one file; name another repository", model_id=repo, quant="", available=()
             )
         return [self._source_of_remote(select_file(listing, quant, model_id=repo), quant) for quant in wanted]
+
+    def _listing(self, repo: str, revision: str | None) -> tuple[RemoteFile, ...]:
+        """What a repository holds; without a network, what of it is in the cache."""
+        try:
+            return self.hub.fetch_listing(repo, revision)
+        except (DownloadError, OfflineError) as error:
+            newest = {cached.file: cached for cached in self.hub.cached_files(repo)}
+            if not newest or revision is not None:
+                raise
+            logger.warning("%s cannot be listed (%s); using what is in the cache", repo, error)
+            return tuple(
+                RemoteFile(
+                    repo=repo, revision=cached.revision, file=cached.file, size_bytes=cached.size_bytes, sha256=None
+                )
+                for cached in newest.values()
+            )
 
     def _source_of_named_file(self, reference: Reference) -> Source:
         repo, file = reference.repo or "", reference.file or ""
@@ -344,7 +322,7 @@ class Catalog:
     def _reachable(self, sources: Iterable[Source]) -> list[Source]:
         """All of them, or when offline those on disk; none on disk is an error that says what to do."""
         every = list(sources)
-        if not self._config.offline:
+        if not self.config.offline:
             return every
         here = [source for source in every if source.is_on_disk]
         if not here:
@@ -357,24 +335,25 @@ class Catalog:
         return here
 
 
-def _resolved(reference: Reference, model_id: str, spec: ModelSpec | None, sources: Iterable[Source]) -> Resolved:
-    return Resolved(reference=reference, model_id=model_id, spec=spec, sources=tuple(sources))
+def _resolved(
+    reference: Reference,
+    model_id: str,
+    spec: ModelSpec | None,
+    sources: Iterable[Source],
+    others: Iterable[Source] = (),
+) -> Resolved:
+    return Resolved(reference=reference, model_id=model_id, spec=spec, sources=tuple(sources), others=tuple(others))
+
+
+def _quality(quant: str) -> int:
+    """Place in the order from best to smallest; what is not known comes last."""
+    return _QUALITY_LADDER.index(quant) if quant in _QUALITY_LADDER else len(_QUALITY_LADDER)
 
 
 def _ladder(prefer: str, spec: ModelSpec | None) -> tuple[str, ...]:
     if spec is not None:
-        return {"default": spec.ladder, "quality": spec.quality_ladder, "all": spec.quants}[prefer]
+        return spec.quality_ladder if prefer == "quality" else spec.ladder
     return _LADDER if prefer == "default" else _QUALITY_LADDER
-
-
-def _answers(file: FileOnDisk, reference: Reference) -> bool:
-    if reference.quant is not None and reference.quant != file.quant:
-        return False
-    if reference.repo is not None:
-        if file.cached is None or file.cached.repo.lower() != reference.repo.lower():
-            return False
-        return reference.file in (None, file.cached.file)
-    return reference.spec is not None and reference.path is None and file.model_id == reference.spec.model_id
 
 
 def _wanted(reference: Reference, ladder: Iterable[str]) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ It must not know plans, memory or the network: whoever has the header's bytes pa
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,29 +101,12 @@ def facts_of_header(header: ggml.GGUFHeader, path: Path) -> ModelFacts:
         UnsupportedModelError: a shard of a split file, or a header without an architecture or its sizes.
     """
     metadata = header.metadata
-    architecture = metadata.get("general.architecture")
-    n_shards = metadata.get("split.count", 0)
-    if isinstance(n_shards, int) and n_shards > 1:
-        raise UnsupportedModelError(
-            f"{path.name} is one of {n_shards} shards of a split file; merge them with llama.cpp's llama-gguf-split "
-            "--merge, or take a quantization in one file.",
-            path=path,
-        )
-    if not isinstance(architecture, str):
-        raise UnsupportedModelError(f"{path.name} names no general.architecture; it is no model.", path=path)
-
-    def number(key: str, default: int | None = None) -> int:
-        value: Any = metadata.get(f"{architecture}.{key}", default)
-        if isinstance(value, tuple):  # one value a layer
-            value = round(sum(value) / len(value)) if value else default
-        if not isinstance(value, int) or value < 0:
-            raise UnsupportedModelError(f"{path.name} has no {architecture}.{key} in its header.", path=path)
-        return value
-
+    architecture = _architecture(header, path)
+    number = functools.partial(_number, header, path, architecture)
     n_embd, n_head = number("embedding_length"), number("attention.head_count")
     tensors = {tensor.name: tensor.size_bytes for tensor in header.tensors}
     layer_bytes = sum(size for name, size in tensors.items() if name.startswith("blk."))
-    table = tensors.get("token_embd.weight", 0)
+    table_bytes = tensors.get("token_embd.weight", 0)
     pooling, causal = metadata.get(f"{architecture}.pooling_type"), metadata.get(f"{architecture}.attention.causal")
     add_eos, file_type = metadata.get("tokenizer.ggml.add_eos_token"), metadata.get("general.file_type")
     return ModelFacts(
@@ -140,9 +124,32 @@ def facts_of_header(header: ggml.GGUFHeader, path: Path) -> ModelFacts:
         add_eos=add_eos if isinstance(add_eos, bool) else None,
         layer_bytes=layer_bytes,
         table_bytes=sum(tensors.values()) - layer_bytes,
-        output_bytes=tensors.get("output.weight", table),
+        output_bytes=tensors.get("output.weight", table_bytes),
         is_exact=True,
     )
+
+
+def _architecture(header: ggml.GGUFHeader, path: Path) -> str:
+    n_shards = header.metadata.get("split.count", 0)
+    if isinstance(n_shards, int) and n_shards > 1:
+        raise UnsupportedModelError(
+            f"{path.name} is one of {n_shards} shards of a split file; merge them with llama.cpp's llama-gguf-split "
+            "--merge, or take a quantization in one file.",
+            path=path,
+        )
+    architecture = header.metadata.get("general.architecture")
+    if not isinstance(architecture, str):
+        raise UnsupportedModelError(f"{path.name} names no general.architecture; it is no model.", path=path)
+    return architecture
+
+
+def _number(header: ggml.GGUFHeader, path: Path, architecture: str, key: str, default: int | None = None) -> int:
+    value: Any = header.metadata.get(f"{architecture}.{key}", default)
+    if isinstance(value, tuple):  # one value a layer
+        value = round(sum(value) / len(value)) if value else default
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise UnsupportedModelError(f"{path.name} has no usable {architecture}.{key} in its header.", path=path)
+    return value
 
 
 def facts_of_spec(spec: ModelSpec, quant: str, size_bytes: int) -> ModelFacts | None:

