@@ -33,7 +33,7 @@ class Kill:
 
 def random_body(size_bytes: int) -> bytes:
     """The same pseudo-random bytes on every run."""
-    return random.Random(7).randbytes(size_bytes)  # noqa: S311  no secret
+    return random.Random(7).randbytes(size_bytes)
 
 
 def start(fake: FakeHub, cache_dir: Path, *, revision: str = COMMIT) -> subprocess.Popen[str]:

@@ -34,6 +34,8 @@ def test_a_batch_keeps_both_budgets(lengths, n_tokens_max, n_seq_max):
 
 
 @given(LENGTHS, TOKENS, SEQUENCES)
+@example([5, 5], 10, 2)
+@example([1, 1, 1], 9, 2)
 def test_a_batch_is_full_before_the_next_begins(lengths, n_tokens_max, n_seq_max):
     """The first text of a batch had no room in the one before, so no decode is wasted."""
     batches = pack(lengths, n_tokens_max=n_tokens_max, n_seq_max=n_seq_max)

@@ -24,6 +24,7 @@ from gguf_embed.errors import (
 )
 from gguf_embed.models.catalog import Catalog
 from gguf_embed.models.hub import Hub
+from gguf_embed.models.shelf import delete, files_on_disk
 from gguf_embed.models.wheel import wheel_model_path
 
 REPO, MORE, OTHER = "org/My-Model-GGUF", "org/More-GGUF", "someone/Other-GGUF"
@@ -148,7 +149,6 @@ def fetch(catalog, text):
     [
         ("default", ["Q8_0", "Q4_K_M", "Q3_K_M"]),
         ("quality", ["F16", "Q8_0", "Q4_K_M", "Q3_K_M"]),
-        ("all", ["Q8_0", "Q4_K_M", "Q3_K_M", "F16"]),
     ],
 )
 def test_a_model_comes_in_the_order_of_its_ladder(catalog, fake, prefer, expected):
@@ -157,6 +157,13 @@ def test_a_model_comes_in_the_order_of_its_ladder(catalog, fake, prefer, expecte
     assert quants(resolved) == expected
     assert (resolved.model_id, resolved.spec.model_id) == ("my-model", "my-model")
     assert fake.requests == []
+
+
+def test_what_is_outside_the_ladder_is_listed_when_asked_for(catalog):
+    """with_others brings the rest, best first, beside the ladder."""
+    resolved = catalog.resolve("mine", with_others=True)
+    assert quants(resolved) == ["Q8_0", "Q4_K_M", "Q3_K_M"]
+    assert [source.quant for source in resolved.others] == ["F16"]
 
 
 def test_a_pinned_file_is_known_to_the_byte(catalog, fake):
@@ -389,7 +396,6 @@ def test_offline_an_unknown_repository_cannot_be_listed(make):
         make(offline=True).resolve(OTHER)
 
 
-@pytest.mark.xfail(reason="catalog.py: _sources_of_repo lists before it looks into the cache", raises=OfflineError)
 def test_offline_a_fetched_repository_is_used(make, lay):
     """DESIGN section 5: offline with a cached file uses it."""
     path = lay(OTHER, "other-Q4_K_S.gguf")
@@ -398,16 +404,12 @@ def test_offline_a_fetched_repository_is_used(make, lay):
     assert [source.path for source in resolved.sources] == [path]
 
 
-@pytest.mark.xfail(
-    reason="catalog.py: _sources_of_repo counts mmproj files, select_file does not", raises=UnknownQuantError
-)
 def test_a_projector_in_a_repository_is_no_quantization(catalog, fake, gguf_bytes):
     """mmproj-F16.gguf is not the model in F16."""
     fake.add(OTHER, "mmproj-F16.gguf", gguf_bytes)
     assert quants(catalog.resolve(OTHER, prefer="quality")) == ["Q8_0", "Q4_K_M", "Q4_K_S", "Q2_K"]
 
 
-@pytest.mark.xfail(reason="catalog.py: _cached takes mmproj files, select_file does not", raises=AssertionError)
 def test_a_cached_projector_is_no_quantization(catalog, lay, fake, gguf_bytes):
     """A projector in the cache is not taken for the model in F16."""
     lay(OTHER, "mmproj-F16.gguf")
@@ -468,7 +470,7 @@ def test_a_file_that_is_no_gguf_is_refused_before_it_moves(catalog, fake):
 def test_files_on_disk_are_listed_with_their_model(catalog):
     """By the registry's name where it knows the repository, else by the repository."""
     paths = {fetch(catalog, text) for text in ("my-model:Q8_0", "my-model:Q3_K_M", f"{OTHER}:Q2_K")}
-    files = catalog.files_on_disk()
+    files = files_on_disk(catalog)
     assert {(file.model_id, file.quant) for file in files} == {
         ("my-model", "Q8_0"), ("my-model", "Q3_K_M"), (OTHER, "Q2_K"),
     }  # fmt: skip
@@ -497,29 +499,29 @@ def test_files_on_disk_answer_to_a_reference(catalog, lay, text, expected):
     lay(REPO, "my-model-Q8_0.gguf")
     lay(MORE, "My-Model.i1-Q3_K_M.gguf")
     lay(OTHER, "other-Q2_K.gguf")
-    assert sorted(file.quant for file in catalog.files_on_disk(text)) == expected
+    assert sorted(file.quant for file in files_on_disk(catalog, text)) == expected
 
 
 def test_files_on_disk_of_a_model_that_is_not_there(catalog):
     """A misspelt name is an error, not an empty list."""
     with pytest.raises(UnknownModelError):
-        catalog.files_on_disk("my-modl")
+        files_on_disk(catalog, "my-modl")
 
 
 def test_nothing_on_disk_is_an_empty_list(catalog):
     """A fresh machine has neither cache folder nor files."""
-    assert catalog.files_on_disk() == ()
+    assert files_on_disk(catalog) == ()
 
 
 def test_a_deleted_file_is_gone(catalog):
     """Its bytes are freed, the other file of the repository stays."""
     gone, stays = fetch(catalog, "my-model:Q8_0"), fetch(catalog, "my-model:Q4_K_M")
-    (file,) = catalog.files_on_disk("my-model:Q8_0")
-    assert catalog.delete(file) == file.size_bytes
+    (file,) = files_on_disk(catalog, "my-model:Q8_0")
+    assert delete(catalog, file) == file.size_bytes
     assert not gone.exists()
     assert stays.is_file()
-    assert [one.quant for one in catalog.files_on_disk()] == ["Q4_K_M"]
-    assert catalog.delete(file) == 0
+    assert [one.quant for one in files_on_disk(catalog)] == ["Q4_K_M"]
+    assert delete(catalog, file) == 0
 
 
 @pytest.fixture
@@ -541,18 +543,18 @@ def test_the_starter_model_is_taken_from_where_it_was_made(catalog, starter, fak
         starter,
     )
     assert catalog.fetch(resolved, resolved.sources[0]) == starter
-    (file,) = catalog.files_on_disk("minilm")
+    (file,) = files_on_disk(catalog, "minilm")
     assert (file.model_id, file.quant, file.path, file.cached) == ("all-minilm-l6-v2", "F16", starter, None)
     assert fake.requests == []
 
 
 def test_the_starter_model_can_be_deleted(catalog, starter):
     """A file that this program made is unlinked."""
-    (file,) = catalog.files_on_disk("minilm")
-    assert catalog.delete(file) == file.size_bytes
+    (file,) = files_on_disk(catalog, "minilm")
+    assert delete(catalog, file) == file.size_bytes
     assert not starter.exists()
     with pytest.raises(StorageError, match="cannot be deleted"):
-        catalog.delete(file)
+        delete(catalog, file)
 
 
 def test_without_the_extra_the_starter_model_comes_from_the_hub(catalog, monkeypatch):

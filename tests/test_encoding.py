@@ -30,9 +30,6 @@ def test_truncate_is_one_of_two_words():
         EncodeOptions(truncate="start")
 
 
-@pytest.mark.xfail(
-    reason="encoding.py: precision is checked after everything is embedded", raises=pytest.fail.Exception
-)
 def test_precision_is_one_of_five_words():
     """A misspelt word is refused before hours of embedding, as the other options are."""
     with pytest.raises(ValueError, match="precision is 'int4'"):

@@ -80,17 +80,28 @@ LIMITS = st.builds(
     Limits,
     memory_bytes=st.none() | MEMORY.filter(bool),
     device=st.sampled_from(["auto", "cpu", "gpu"]),
-    n_ctx=st.none() | st.integers(1, 256),
+    n_ctx=st.none() | st.integers(1, 40_000),
     n_threads=st.none() | st.integers(1, 8),
 )
 LADDER = st.sampled_from(list(LADDERS.values()))
+
+
+@st.composite
+def cases(draw):
+    """A ladder, a machine, and limits whose n_ctx the model takes."""
+    candidates, hardware, limits = draw(LADDER), draw(MACHINES), draw(LIMITS)
+    n_ctx_train = min(candidate.facts.n_ctx_train for candidate in candidates)
+    return candidates, hardware, dataclasses.replace(limits, n_ctx=limits.n_ctx and min(limits.n_ctx, n_ctx_train))
+
+
 law = settings(deadline=None, max_examples=150)
 
 
 @law
-@given(LADDER, MACHINES, LIMITS)
-def test_the_same_inputs_give_the_same_plan(candidates, hardware, limits):
+@given(cases())
+def test_the_same_inputs_give_the_same_plan(case):
     """Nothing but the arguments decides, and a plan or its error crosses processes."""
+    candidates, hardware, limits = case
 
     def outcome():
         try:
@@ -102,9 +113,10 @@ def test_the_same_inputs_give_the_same_plan(candidates, hardware, limits):
 
 
 @law
-@given(LADDER, MACHINES, LIMITS)
-def test_a_plan_never_needs_more_than_there_is(candidates, hardware, limits):
+@given(cases())
+def test_a_plan_never_needs_more_than_there_is(case):
     """What counts against a budget is within it, and the budget within free memory less the margin."""
+    candidates, hardware, limits = case
     assume(found := attempt(candidates, hardware, limits))
     assert found.required_bytes <= found.available_bytes
     if found.placement == "cpu":
@@ -116,9 +128,10 @@ def test_a_plan_never_needs_more_than_there_is(candidates, hardware, limits):
 
 
 @law
-@given(LADDER, MACHINES, LIMITS)
-def test_the_longest_text_fits_too(candidates, hardware, limits):
+@given(cases())
+def test_the_longest_text_fits_too(case):
     """Memory for n_ctx_max was free when the plan was made."""
+    candidates, hardware, limits = case
     assume(found := attempt(candidates, hardware, limits))
     n_ubatch = found.n_ubatch if found.facts.is_causal and found.facts.pooling_type == "last" else found.n_ctx_max
     cost = memory_cost(found.facts, n_ctx=found.n_ctx_max, n_ubatch=n_ubatch, n_gpu_layers=found.n_gpu_layers)
@@ -128,9 +141,10 @@ def test_the_longest_text_fits_too(candidates, hardware, limits):
 
 
 @law
-@given(LADDER, MACHINES, LIMITS)
-def test_a_plan_is_one_that_the_engine_can_run(candidates, hardware, limits):
+@given(cases())
+def test_a_plan_is_one_that_the_engine_can_run(case):
     """Tokens, texts and contexts stand in the order that llama.cpp asserts."""
+    candidates, hardware, limits = case
     assume(found := attempt(candidates, hardware, limits))
     SessionSettings(
         path="m.gguf", pooling_type=found.facts.pooling_type, n_ctx=found.n_ctx, n_ctx_max=found.n_ctx_max,
@@ -141,12 +155,15 @@ def test_a_plan_is_one_that_the_engine_can_run(candidates, hardware, limits):
     assert (found.device is None) == (found.placement == "cpu")
     assert {"gpu": found.facts.n_layer + 1, "cpu": 0}.get(found.placement, found.n_gpu_layers) == found.n_gpu_layers
     assert found.placement != "partial" or 1 <= found.n_gpu_layers <= found.facts.n_layer
+    assert not (found.is_unified and found.placement == "partial")
+    assert limits.n_ctx is None or found.n_ctx == found.n_ctx_max == limits.n_ctx
 
 
 @law
-@given(LADDER, MACHINES, LIMITS)
-def test_every_candidate_is_chosen_or_rejected_with_a_reason(candidates, hardware, limits):
+@given(cases())
+def test_every_candidate_is_chosen_or_rejected_with_a_reason(case):
     """A plan accounts for all quantizations, in the ladder's order."""
+    candidates, hardware, limits = case
     assume(found := attempt(candidates, hardware, limits))
     names = [candidate.quant for candidate in candidates]
     assert [lost.quant for lost in found.rejected] == [name for name in names if name != found.quant]
@@ -157,9 +174,10 @@ def test_every_candidate_is_chosen_or_rejected_with_a_reason(candidates, hardwar
 
 
 @law
-@given(LADDER, MACHINES, LIMITS, MEMORY, MEMORY)
-def test_more_memory_never_picks_a_smaller_quantization(candidates, hardware, limits, more_ram, more_device):
+@given(cases(), MEMORY, MEMORY)
+def test_more_memory_never_picks_a_smaller_quantization(case, more_ram, more_device):
     """In one placement, a machine with more free memory gets the same step of the ladder or a better one."""
+    candidates, hardware, limits = case
     larger = dataclasses.replace(
         hardware,
         ram_total_bytes=hardware.ram_total_bytes + more_ram,
@@ -188,9 +206,10 @@ def test_what_the_user_allows_is_kept(candidates, hardware, memory_bytes):
 
 
 @law
-@given(LADDER, MACHINES, LIMITS)
-def test_what_does_not_fit_tells_every_shortfall(candidates, hardware, limits):
+@given(cases())
+def test_what_does_not_fit_tells_every_shortfall(case):
     """The error lists each candidate with what it needs and how much is missing."""
+    candidates, hardware, limits = case
     assume(limits.device != "gpu" or hardware.accelerators)
     assume(attempt(candidates, hardware, limits) is None)
     with pytest.raises(DoesNotFitError, match="does not fit") as caught:
@@ -372,6 +391,8 @@ def test_an_encoder_holds_a_text_in_one_decode():
     on_cpu, on_card = plan("m", ENCODER, PROFILES["cpu-16gb"]), plan("m", ENCODER, PROFILES["rtx-4060-8gb"])
     assert on_cpu.n_ubatch == on_cpu.n_ctx == on_card.n_ubatch == 512
     assert (on_cpu.n_batch, on_card.n_batch) == (256, 512)
+    longer = plan("m", ENCODER, PROFILES["rtx-4060-8gb"], Limits(n_ctx=1024))
+    assert (longer.n_ctx, longer.n_batch, longer.n_ubatch) == (1024, 1024, 1024)
 
 
 def test_no_candidates_is_a_mistake():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import shutil
 import sys
 import textwrap
@@ -44,6 +45,16 @@ class _LazyGroup(click.Group):
             return None
         module = importlib.import_module(f"gguf_embed.cli.{_COMMANDS[cmd_name][0]}")
         return getattr(module, f"{cmd_name}_command")  # type: ignore[no-any-return]
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run a command; a reader that has enough, as `head` does, is no failure."""
+        try:
+            result: object = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing may be written at exit either
+            return None
+        return result
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
@@ -87,10 +98,6 @@ def run(arguments: Sequence[str]) -> int:
     except GGUFEmbedError as error:
         click.echo(_wrapped(f"error: {error}"), err=True)
         return exit_code(error)
-    except SystemExit as stop:
-        if not isinstance(stop.__context__, BrokenPipeError):
-            raise
-        return 0  # the reader has enough, as `head` does; click has silenced stdout
     return 0
 
 
