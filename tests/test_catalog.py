@@ -490,6 +490,7 @@ def test_files_on_disk_are_listed_with_their_model(catalog):
         (f"{MORE}:Q3_K_M", ["Q3_K_M"]),
         (f"{REPO}/my-model-Q8_0.gguf", ["Q8_0"]),
         (f"{REPO}/my-model-F16.gguf", []),
+        (f"{MORE}/another-Q3_K_M.gguf", []),
         (OTHER, ["Q2_K"]),
         ("someone/Else", []),
     ],

@@ -419,3 +419,25 @@ def test_quality_takes_the_largest_that_fits():
     ladder = LADDERS["qwen3-embedding-4b, quality"]
     assert plan("m", ladder, machine(free_bytes=24 * GIB)).quant == "F16"
     assert plan("m", ladder, PROFILES["rtx-4060-8gb"]).quant == "Q8_0"
+
+
+@pytest.mark.xfail(reason="planner.py: a shortfall of host memory is put on the device", raises=AssertionError)
+def test_a_shortfall_is_told_where_it_is():
+    """A large card in a computer without host memory: the error does not say that the card is too small."""
+    computer = machine(free_bytes=20 * GIB, ram_bytes=600 * MIB)
+    with pytest.raises(DoesNotFitError) as caught:
+        plan("m", QWEN, computer, Limits(device="gpu"))
+    assert "too much for CUDA0" not in str(caught.value)
+    assert caught.value.required_bytes > caught.value.available_bytes
+
+
+@pytest.mark.xfail(
+    reason="planner.py: the smallest is judged at 2,048 tokens though 512 are tried", raises=AssertionError
+)
+def test_the_least_shortfall_is_what_is_really_missing():
+    """With a byte less than the least shortfall it still does not fit, with the whole of it it does."""
+    with pytest.raises(DoesNotFitError) as caught:
+        plan("m", QWEN, machine(ram_bytes=GIB))
+    missing = min(lost.shortfall_bytes for lost in caught.value.rejected)
+    assert attempt(QWEN, machine(ram_bytes=GIB + missing)) is not None
+    assert attempt(QWEN, machine(ram_bytes=GIB + missing - 1)) is None

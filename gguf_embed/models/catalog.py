@@ -279,7 +279,7 @@ class Catalog:
                 return self._reachable(self._source_of_file(by_quant[quant]) for quant in wanted)
         if reference.quant is not None and (cached := self._cached(repo, reference.quant)):
             return [cached]
-        listing = self._listing(repo, reference.revision)
+        listing = self._listing(reference)
         quants = files_by_quant(listing)
         ladder = [quant for quant in _ladder(prefer, spec) if quant in quants]
         wanted = _wanted(reference, ladder or [quant for quant in _QUALITY_LADDER if quant in quants])
@@ -289,13 +289,15 @@ class Catalog:
             )
         return [self._source_of_remote(select_file(listing, quant, model_id=repo), quant) for quant in wanted]
 
-    def _listing(self, repo: str, revision: str | None) -> tuple[RemoteFile, ...]:
+    def _listing(self, reference: Reference) -> tuple[RemoteFile, ...]:
         """What a repository holds; without a network, what of it is in the cache."""
+        repo = reference.repo or ""
         try:
-            return self.hub.fetch_listing(repo, revision)
+            return self.hub.fetch_listing(repo, reference.revision)
         except (DownloadError, OfflineError) as error:
             newest = {cached.file: cached for cached in self.hub.cached_files(repo)}
-            if not newest or revision is not None:
+            has_none = not newest if reference.quant is None else reference.quant not in files_by_quant(newest.values())
+            if has_none or reference.revision is not None:
                 raise
             logger.warning("%s cannot be listed (%s); using what is in the cache", repo, error)
             return tuple(
