@@ -210,7 +210,8 @@ class Embedder:
             prompt: put before each text as it is; wins over prompt_name.
             batch_size: at most this many texts a decode; memory is bounded by tokens, not by it.
             show_progress_bar: draw one on stderr.
-            precision: "float32", or "int8", "uint8", "binary", "ubinary" as in sentence-transformers.
+            precision: "float32", or "int8", "uint8" (of two texts or more), "binary", "ubinary" as in
+                sentence-transformers.
             normalize_embeddings: give rows unit length.
             truncate_dim: components to keep (MRL), None for the Embedder's.
             truncate: "error" for over-long texts, or "end" to cut them before their EOS and warn.
@@ -322,6 +323,7 @@ class Embedder:
             check_dim(dim, self.n_embd, model=self._model_name, matryoshka=self._matryoshka)
         if not texts:
             nothing = np.empty((0, dim or self.n_embd), dtype=np.float32)
+            nothing = vectors.quantize_embeddings(nothing, options.precision)
             return EmbedReport(embeddings=nothing, n_tokens=(), truncated=())
         session = self._loaded()
         tokens, truncated = session.tokenize(texts, truncate=options.truncate, prefix=prefix)

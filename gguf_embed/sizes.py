@@ -13,7 +13,7 @@ __all__ = ["format_size", "parse_size"]
 # G and GB mean GiB too: memory is sold and reported in powers of two.
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 _TOO_LARGE = 1 << 63
-_SIZE = re.compile(r"\s*(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]?)(?:i?B)?\s*", re.IGNORECASE)
+_SIZE = re.compile(r"\s*(?P<number>\d+(?:\.\d+)?)\s*(?:(?P<unit>[KMGT])(?:i?B)?|B)?\s*", re.IGNORECASE)
 
 
 def parse_size(text: str) -> int:
@@ -29,8 +29,9 @@ def parse_size(text: str) -> int:
         ValueError: the text is no size, or the size is below 1 or beyond 2^63.
     """
     match = _SIZE.fullmatch(text)
-    size_bytes = int(Decimal(match["number"]) * (1 << _UNITS[match["unit"].upper()])) if match else 0
-    if not 1 <= size_bytes < _TOO_LARGE:
+    unit = (match["unit"] or "").upper() if match else ""
+    size_bytes = int(Decimal(match["number"]) * (1 << _UNITS[unit])) if match else 0
+    if not 1 <= size_bytes < _TOO_LARGE or (not unit and "." in text):  # nobody means four and a half bytes
         raise ValueError(f"{text!r} is not a size; write one like 4GiB, 4G or 4096MiB")
     return size_bytes
 

@@ -146,7 +146,9 @@ def quantize_embeddings(embeddings: Float32Matrix, precision: str) -> NDArray[An
         return packed if precision == "ubinary" else np.asarray(packed.astype(np.int16) - 128, dtype=np.int8)
     if precision not in PRECISIONS:
         raise ValueError(f"precision is {precision!r}; it is one of {', '.join(PRECISIONS)}")
-    if len(embeddings) < 2:
+    if len(embeddings) == 0:
+        return np.empty(embeddings.shape, dtype=precision)
+    if len(embeddings) == 1:
         raise ValueError(f"{precision} spreads the range of many rows and got {len(embeddings)}; use binary or float32")
     low, high = embeddings.min(axis=0), embeddings.max(axis=0)
     steps = np.where(high > low, (high - low) / 255, 1)

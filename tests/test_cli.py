@@ -766,7 +766,7 @@ def test_rm_deletes_a_whole_model(shell, pulled):
 def test_rm_asks_first(shell, pulled, answer, left):
     """The question and the files are on stderr; only yes deletes."""
     done = shell("rm", "my-model", stdin=answer)
-    assert done.code == (0 if answer == b"y\n" else 130)
+    assert done.code == (130 if answer == b"" else 0)
     assert "Delete?" in done.err
     assert all(path in done.err for path in pulled)
     assert "Delete?" not in done.out

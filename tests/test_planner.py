@@ -421,7 +421,6 @@ def test_quality_takes_the_largest_that_fits():
     assert plan("m", ladder, PROFILES["rtx-4060-8gb"]).quant == "Q8_0"
 
 
-@pytest.mark.xfail(reason="planner.py: a shortfall of host memory is put on the device", raises=AssertionError)
 def test_a_shortfall_is_told_where_it_is():
     """A large card in a computer without host memory: the error does not say that the card is too small."""
     computer = machine(free_bytes=20 * GIB, ram_bytes=600 * MIB)
@@ -431,9 +430,6 @@ def test_a_shortfall_is_told_where_it_is():
     assert caught.value.required_bytes > caught.value.available_bytes
 
 
-@pytest.mark.xfail(
-    reason="planner.py: the smallest is judged at 2,048 tokens though 512 are tried", raises=AssertionError
-)
 def test_the_least_shortfall_is_what_is_really_missing():
     """With a byte less than the least shortfall it still does not fit, with the whole of it it does."""
     with pytest.raises(DoesNotFitError) as caught:

@@ -94,8 +94,9 @@ def rm_command(model: str, yes: bool, as_json: bool) -> None:
         raise UnknownModelError(f"nothing of {model} is on this disk; see: gguf-embed list", model_id=model)
     for file in files:
         click.echo(f"{format_size(file.size_bytes)}  {file.path}", err=True)
-    if not yes:
-        click.confirm("Delete?", abort=True, err=True)
+    if not yes and not click.confirm("Delete?", err=True):
+        click.echo("nothing was deleted", err=True)
+        return
     freed_bytes = sum(delete(catalog, file) for file in files)
     if as_json:
         print_json({"deleted": [_file_facts(file) for file in files], "freed_bytes": freed_bytes})

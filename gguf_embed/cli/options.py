@@ -30,7 +30,7 @@ __all__ = [
 Command = Callable[..., Any]
 
 
-class SizeType(click.ParamType[int]):
+class SizeType(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.4
     """A size such as 4GiB."""
 
     name = "size"
@@ -84,7 +84,8 @@ def plan_options(command: Command) -> Command:
         click.option("--n-ctx", type=click.IntRange(min=1), help="Longest text in tokens; what fits if left out."),
         click.option("--prefer", type=click.Choice(["default", "quality"]), default="default", show_default=True,
                      help="quality tries F16 and Q8_0 first."),
-        click.option("--memory", "memory_bytes", type=SizeType(), help="Use at most this much, such as 4GiB."),
+        click.option("--memory", "memory_bytes", type=SizeType(),
+                     help="Use at most this much of the device, or of the host on a CPU."),
         click.option("--device", type=click.Choice(["auto", "gpu", "cpu"]), help="Where to run."),
     ):  # fmt: skip
         command = option(command)

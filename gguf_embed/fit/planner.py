@@ -6,12 +6,13 @@ Pure: the same inputs give the same plan. It must not know the network, files on
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from gguf_embed.errors import DoesNotFitError
 from gguf_embed.fit.hardware import Accelerator, Hardware
 from gguf_embed.fit.memory import MemoryCost, memory_cost
+from gguf_embed.fit.plan import Candidate, Limits, Plan, Rejection
 from gguf_embed.models.header import ModelFacts
 from gguf_embed.sizes import format_size
 
@@ -31,115 +32,6 @@ MARGIN_DEVICE = 256 << 20  # 256 MiB
 MARGIN_HOST = 512 << 20  # 512 MiB
 # What macOS and its programs need on a machine whose GPU shares their memory.
 MARGIN_UNIFIED = 3 << 30  # 3 GiB
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """A quantization that could be had.
-
-    Attributes:
-        quant: Q4_K_M, ...
-        facts: of its file.
-    """
-
-    quant: str
-    facts: ModelFacts
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What the user allows.
-
-    Attributes:
-        memory_bytes: most memory, device or host, that the plan may use; None for what is free.
-        device: "auto", "gpu" or "cpu".
-        n_ctx: longest text in tokens; None for as long as model and memory allow.
-        n_threads: CPU threads; None for the physical cores.
-    """
-
-    memory_bytes: int | None = None
-    device: str = "auto"
-    n_ctx: int | None = None
-    n_threads: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.device not in ("auto", "gpu", "cpu"):
-            raise ValueError(f"device is {self.device!r}; it is auto, gpu or cpu")
-        for name in ("memory_bytes", "n_ctx", "n_threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it is at least 1")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rejection:
-    """A quantization that was not chosen, and why.
-
-    Attributes:
-        quant: Q4_K_M, ...
-        reason: a sentence for people.
-        is_better: it comes before the chosen one in the ladder.
-        required_bytes: what it needs where it was tried.
-        shortfall_bytes: how much is missing, 0 where it would have fitted.
-    """
-
-    quant: str
-    reason: str
-    is_better: bool
-    required_bytes: int
-    shortfall_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What runs, where, at what cost, and why not something else.
-
-    Attributes:
-        model_id: what the user asked for.
-        quant: the chosen quantization.
-        facts: of its file.
-        placement: "gpu" (whole), "partial" or "cpu".
-        device: ggml's name of the accelerator, None on the CPU.
-        device_description: for people.
-        is_unified: device and host share their memory.
-        n_gpu_layers: layers on the device, n_layer + 1 for all and the output.
-        n_ctx: tokens in flight to begin with.
-        n_ctx_max: longest text; the memory for it was free when this plan was made.
-        n_batch: tokens packed into one decode.
-        n_ubatch: most tokens of one decode.
-        n_seq_max: most texts of one decode.
-        n_threads: CPU threads.
-        load_mode: "mmap", or "none" where a repacked copy would stand beside the map.
-        cost: bytes by part at n_ctx.
-        available_bytes: what limits and margin leave on the device, or on the host for "cpu".
-        rejected: every other quantization, best first.
-        reason: a sentence for people.
-    """
-
-    model_id: str
-    quant: str
-    facts: ModelFacts
-    placement: str
-    device: str | None
-    device_description: str
-    is_unified: bool
-    n_gpu_layers: int
-    n_ctx: int
-    n_ctx_max: int
-    n_batch: int
-    n_ubatch: int
-    n_seq_max: int
-    n_threads: int
-    load_mode: str
-    cost: MemoryCost
-    available_bytes: int
-    rejected: tuple[Rejection, ...]
-    reason: str
-
-    @property
-    def required_bytes(self) -> int:
-        """What counts against available_bytes."""
-        return _required_bytes(self.cost, self.placement, self.facts, is_unified=self.is_unified)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,7 +98,7 @@ def plan(
 
 def _places(hardware: Hardware, limits: Limits) -> list[_Place]:
     """Where to try, best first: whole on the device, part of it there, the CPU."""
-    host = hardware.ram_available_bytes - MARGIN_HOST
+    host = max(0, hardware.ram_available_bytes - MARGIN_HOST)
     capped_host = _capped(host, limits)
     places = []
     discrete = [device for device in hardware.accelerators if not device.is_integrated]
@@ -276,10 +168,31 @@ def _cost(facts: ModelFacts, n_ctx: int, n_gpu_layers: int) -> MemoryCost:
 
 
 def _shortfall_bytes(facts: ModelFacts, place: _Place, n_ctx: int, n_gpu_layers: int) -> int:
-    """Bytes missing on the device or on the host, whichever is worse; zero or less where it fits."""
+    """Bytes missing where most are; zero or less where it fits."""
+    return _shortfall(facts, place, n_ctx, n_gpu_layers).shortfall_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shortfall:
+    """What a model needs in the memory that is shortest for it."""
+
+    where: str
+    required_bytes: int
+    available_bytes: int
+
+    @property
+    def shortfall_bytes(self) -> int:
+        return self.required_bytes - self.available_bytes
+
+
+def _shortfall(facts: ModelFacts, place: _Place, n_ctx: int, n_gpu_layers: int) -> _Shortfall:
     cost = _cost(facts, n_ctx, n_gpu_layers)
-    short = _required_bytes(cost, place.placement, facts, is_unified=place.is_unified) - place.budget_bytes
-    return short if place.is_unified else max(short, cost.host_bytes - place.host_budget_bytes)
+    required = _required_bytes(cost, place.placement, facts, is_unified=place.is_unified)
+    here = _Shortfall(where=place.name, required_bytes=required, available_bytes=place.budget_bytes)
+    if place.is_unified or place.accelerator is None:
+        return here
+    host = _Shortfall(where="host memory", required_bytes=cost.host_bytes, available_bytes=place.host_budget_bytes)
+    return max(here, host, key=lambda one: one.shortfall_bytes)
 
 
 def _required_bytes(cost: MemoryCost, placement: str, facts: ModelFacts, *, is_unified: bool) -> int:
@@ -335,6 +248,7 @@ def _plan(
         n_threads=limits.n_threads or hardware.n_cores,
         load_mode="mmap" if place.placement == "gpu" else "none",
         cost=cost,
+        required_bytes=required,
         available_bytes=place.budget_bytes,
         rejected=tuple(_rejections(candidates, chosen, place, hardware, limits)),
         reason=_reason(place, facts, n_gpu_layers, required, passed_over=_places(hardware, limits)[0]),
@@ -370,16 +284,23 @@ def _rejections(
 
 
 def _rejection(candidate: Candidate, place: _Place, limits: Limits, *, fits: str, is_better: bool) -> Rejection:
-    facts, n_ctx = candidate.facts, _working_n_ctx(candidate.facts, limits)
-    n_gpu_layers = facts.n_layer + 1 if place.placement == "gpu" else 0
-    short = _shortfall_bytes(facts, place, n_ctx, n_gpu_layers)
-    cost = _cost(facts, n_ctx, n_gpu_layers)
+    short = _shortest(candidate.facts, place, [_working_n_ctx(candidate.facts, limits)])
     return Rejection(
         quant=candidate.quant,
-        reason=f"{format_size(short)} too much for {place.name}" if short > 0 else fits,
+        reason=f"{format_size(short.shortfall_bytes)} too much for {short.where}"
+        if short.shortfall_bytes > 0
+        else fits,
         is_better=is_better,
-        required_bytes=_required_bytes(cost, place.placement, facts, is_unified=place.is_unified),
-        shortfall_bytes=max(0, short),
+        required_bytes=short.required_bytes,
+        shortfall_bytes=max(0, short.shortfall_bytes),
+    )
+
+
+def _shortest(facts: ModelFacts, place: _Place, contexts: Iterable[int]) -> _Shortfall:
+    """The least that is missing over several contexts."""
+    n_gpu_layers = facts.n_layer + 1 if place.placement == "gpu" else 0
+    return min(
+        (_shortfall(facts, place, n_ctx, n_gpu_layers) for n_ctx in contexts), key=lambda one: one.shortfall_bytes
     )
 
 
@@ -387,13 +308,25 @@ def _does_not_fit(
     model_id: str, candidates: Sequence[Candidate], places: list[_Place], limits: Limits
 ) -> DoesNotFitError:
     place = places[-1] if limits.device != "gpu" else places[0]
-    rejected = tuple(_rejection(candidate, place, limits, fits="", is_better=False) for candidate in candidates)
-    least = min(rejected, key=lambda one: one.shortfall_bytes)
+    tried: dict[str, list[int]] = {}
+    for candidate, n_ctx in _attempts(candidates, place, limits):
+        tried.setdefault(candidate.quant, []).append(n_ctx)
+    shortest = {one.quant: _shortest(one.facts, place, tried[one.quant]) for one in candidates}
+    quant, least = min(shortest.items(), key=lambda pair: (pair[1].shortfall_bytes, -list(shortest).index(pair[0])))
     return DoesNotFitError(
-        f"{model_id} does not fit: the smallest quantization, {least.quant}, is {format_size(least.shortfall_bytes)} "
-        f"too much for {place.name}, where {format_size(place.budget_bytes)} are free for it. "
+        f"{model_id} does not fit: the smallest quantization, {quant}, is {format_size(least.shortfall_bytes)} "
+        f"too much for {least.where}, where {format_size(least.available_bytes)} are free for it. "
         "Close other programs, or take a smaller model: gguf-embed models.",
         required_bytes=least.required_bytes,
-        available_bytes=place.budget_bytes,
-        rejected=rejected,
+        available_bytes=least.available_bytes,
+        rejected=tuple(
+            Rejection(
+                quant=name,
+                reason=f"{format_size(short.shortfall_bytes)} too much for {short.where}",
+                is_better=False,
+                required_bytes=short.required_bytes,
+                shortfall_bytes=short.shortfall_bytes,
+            )
+            for name, short in shortest.items()
+        ),
     )

@@ -66,9 +66,13 @@ def _lines(stream: Iterable[bytes], name: str) -> Iterator[str]:
             ) from error
 
 
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
 def _record(line: str, index: int, name: str) -> Record:
     try:
-        value = json.loads(line)
+        value = json.loads(line, parse_constant=_refuse_constant)
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
         raise InvalidTextError(
