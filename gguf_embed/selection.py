@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gguf_embed.engine.session import SessionSettings
+from gguf_embed.errors import UnsupportedModelError
 from gguf_embed.fit import hardware, planner
 from gguf_embed.fit.planner import Limits, Plan
 from gguf_embed.models.catalog import Catalog, Resolved, Source
@@ -198,6 +199,13 @@ def _sha256(path: Path) -> str:
 
 
 def _pooling(facts: ModelFacts, path: Path, spec: ModelSpec | None, overrides: Overrides) -> str:
+    if spec is not None and (facts.architecture, facts.n_embd) != (spec.arch, spec.n_embd):
+        raise UnsupportedModelError(
+            f"{path.name} goes by the name of {spec.model_id} and is another model: {facts.architecture} with "
+            f"{facts.n_embd} components, not {spec.arch} with {spec.n_embd}. Rename it, or give it an entry in "
+            "your models.toml.",
+            path=path,
+        )
     known = spec.pooling_type if spec is not None else None
     return check_embeddable(facts, path, pooling_type=overrides.pooling_type or known)
 

@@ -211,8 +211,8 @@ class Session:
             (n, n_embd) float32 in the order of `tokens`, as the model gave them: finite, not normalised.
 
         Raises:
-            ValueError: a list is empty or longer than max_tokens, or an id is outside the vocabulary's range.
-            DecodeError: llama.cpp failed.
+            ValueError: a list is empty or longer than max_tokens.
+            DecodeError: llama.cpp failed, or an id is not of its vocabulary.
             NonFiniteEmbeddingError: one text has no finite row, on the CPU neither.
             ClosedError: after close().
         """

@@ -19,6 +19,7 @@ from gguf_embed import (
     OfflineError,
     UnknownModelError,
     UnknownQuantError,
+    UnsupportedModelError,
 )
 from gguf_embed.engine import session as engine
 from gguf_embed.fit import hardware
@@ -177,3 +178,10 @@ def test_unknown_file_without_prompts_warns_once(qwen3, caplog):
         model.encode_query("the")
         model.encode_query("the")
     assert caplog.text.count("no query prompt is known") == 1
+
+
+def test_a_file_under_a_wrong_name_is_refused(qwen3, tmp_path):
+    """A file that is called like a model of the registry and is another one never gets its prompts and length."""
+    impostor = shutil.copy(qwen3, tmp_path / "Qwen3-Embedding-4B-Q4_K_M.gguf")
+    with pytest.raises(UnsupportedModelError, match="qwen3 with 256 components, not qwen3 with 2560"):
+        Embedder(str(impostor)).load()

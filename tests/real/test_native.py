@@ -8,6 +8,7 @@ import synthetic
 from gguf_embed.errors import BackendError, InvalidGGUFError, ModelLoadError, UnsupportedModelError
 from gguf_embed.fit.hardware import probe
 from gguf_embed.models.header import check_embeddable, facts_of_header, load_facts
+from gguf_embed.models.registry import load_registry
 from gguf_embed.native import ggml, llama, quantize
 
 
@@ -49,6 +50,12 @@ def test_architectures_are_asked_of_llama_cpp():
     assert llama.is_architecture_supported("qwen3")
     assert llama.is_architecture_supported("nomic-bert-moe")
     assert not llama.is_architecture_supported("qwen99")
+
+
+def test_the_registry_is_of_known_architectures():
+    """Every model of the registry is of an architecture that this llama.cpp loads."""
+    unknown = [spec.model_id for spec in load_registry().models if not llama.is_architecture_supported(spec.arch)]
+    assert unknown == []
 
 
 def test_rerankers_and_shards_are_refused(tmp_path):
