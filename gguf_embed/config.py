@@ -23,6 +23,8 @@ __all__ = ["DEFAULT_ENDPOINT", "DEFAULT_MODEL", "Config", "load_config"]
 DEFAULT_MODEL = "qwen3-embedding-4b"
 DEFAULT_ENDPOINT = "https://huggingface.co"
 DEVICES = ("auto", "cpu", "gpu")
+# llama.cpp starts as many as it is told to, and crashes where the system refuses them.
+MAX_THREADS = 512
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off", ""}
 
@@ -58,8 +60,8 @@ class Config:
             raise ValueError(f"device is {self.device!r}; it is one of {', '.join(DEVICES)}")
         if self.memory_bytes is not None and self.memory_bytes < 1:
             raise ValueError(f"memory_bytes is {self.memory_bytes}; it is at least 1")
-        if self.n_threads is not None and self.n_threads < 1:
-            raise ValueError(f"n_threads is {self.n_threads}; it is at least 1")
+        if self.n_threads is not None and not 1 <= self.n_threads <= MAX_THREADS:
+            raise ValueError(f"n_threads is {self.n_threads}; it is 1 to {MAX_THREADS}")
 
 
 def load_config(environ: Mapping[str, str] | None = None) -> Config:
@@ -162,8 +164,8 @@ def _device(raw: Any) -> str:
 
 
 def _threads(raw: Any) -> int:
-    if isinstance(raw, bool) or not re.fullmatch(r"[1-9]\d{0,4}", str(raw).strip()):
-        raise ValueError("it is a whole number from 1 to 99999")
+    if isinstance(raw, bool) or not re.fullmatch(r"[1-9]\d{0,2}", str(raw).strip()) or int(raw) > MAX_THREADS:
+        raise ValueError(f"it is a whole number from 1 to {MAX_THREADS}")
     return int(raw)
 
 

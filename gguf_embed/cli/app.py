@@ -64,14 +64,14 @@ class _LazyGroup(click.Group):
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
 @click.version_option(__version__, prog_name="gguf-embed")
 def cli() -> None:
-    r"""Text embeddings on the machine you own.
+    """Text embeddings on the machine you own.
 
     Picks the quantization that fits your memory, fetches it, and gives unit vectors.
 
     \b
       gguf-embed embed "What is the capital of China?" --as query
       gguf-embed plan qwen3-embedding-4b
-    """
+    """  # noqa: D301 - click reads the backspace itself
 
 
 def run(arguments: Sequence[str]) -> int:

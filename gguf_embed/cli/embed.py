@@ -47,7 +47,7 @@ def embed_command(
     texts: tuple[str, ...], source: Path | None, output: Path | None, output_format: str | None, model: str | None,
     **options: Any,
 ) -> None:  # fmt: skip
-    r"""Turn texts into vectors.
+    """Turn texts into vectors.
 
     Texts come from the command line, from a file, or from stdin; unit vectors go to stdout or to a file.
 
@@ -55,7 +55,7 @@ def embed_command(
       gguf-embed embed "The capital of China is Beijing."
       gguf-embed embed -i docs.txt -o docs.npy --as document -d 512
       echo "What is the capital of China?" | gguf-embed embed --as query
-    """
+    """  # noqa: D301 - click reads the backspace itself
     from gguf_embed.jobs.sinks import check_format, format_of_name, write_embeddings  # noqa: PLC0415 - keeps --help quick
 
     output_format = output_format or (format_of_name(output) if output else "json")
@@ -123,11 +123,11 @@ def _report(texts: list[str], model: str | None, options: dict[str, Any]) -> Any
 @plan_options
 @verbosity
 def similarity_command(texts: tuple[str, ...], query: bool, as_json: bool, model: str | None, **options: Any) -> None:
-    r"""Compare texts: cosine of the first with each of the others.
+    """Compare texts: cosine of the first with each of the others.
 
     \b
       gguf-embed similarity "a cat on a mat" "a kitten on a rug" "stock prices"
-    """
+    """  # noqa: D301 - click reads the backspace itself
     if len(texts) < 2:
         raise click.UsageError("give at least two texts")
     with open_model(model, options) as embedder:

@@ -80,7 +80,7 @@ def verbosity(command: Command) -> Command:
 def plan_options(command: Command) -> Command:
     """Add what limits a plan: device, memory, longest text, threads, ladder."""
     for option in (
-        click.option("--threads", "n_threads", type=click.IntRange(min=1), help="CPU threads; all cores if left out."),
+        click.option("--threads", "n_threads", type=click.IntRange(1, 512), help="CPU threads; all cores if left out."),
         click.option("--n-ctx", type=click.IntRange(min=1), help="Longest text in tokens; what fits if left out."),
         click.option("--prefer", type=click.Choice(["default", "quality"]), default="default", show_default=True,
                      help="quality tries F16 and Q8_0 first."),

@@ -24,14 +24,14 @@ __all__ = ["plan_command"]
 @json_option
 @verbosity
 def plan_command(model: str | None, profile: str | None, show_all: bool, as_json: bool, **options: Any) -> None:
-    r"""Show which quantization of MODEL fits here, and why.
+    """Show which quantization of MODEL fits here, and why.
 
     Downloads no weights.
 
     \b
       gguf-embed plan qwen3-embedding-4b
       gguf-embed plan qwen3-embedding-4b --profile rtx-3050-4gb
-    """
+    """  # noqa: D301 - click reads the backspace itself
     from gguf_embed.fit.profiles import load_profiles  # noqa: PLC0415 - keeps --help quick
 
     profiles = load_profiles()

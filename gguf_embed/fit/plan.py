@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gguf_embed.config import MAX_THREADS
 from gguf_embed.fit.memory import MemoryCost
 from gguf_embed.models.header import ModelFacts
 
@@ -49,6 +50,8 @@ class Limits:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it is at least 1")
+        if self.n_threads is not None and self.n_threads > MAX_THREADS:
+            raise ValueError(f"n_threads is {self.n_threads}; it is 1 to {MAX_THREADS}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

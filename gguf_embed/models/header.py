@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gguf_embed.errors import UnsupportedModelError
+from gguf_embed.errors import InvalidGGUFError, UnsupportedModelError
+from gguf_embed.models.lint import check_header
 from gguf_embed.models.specs import ModelSpec, Shape
 from gguf_embed.native import ggml
 from gguf_embed.native.llama import POOLING_TYPES, is_architecture_supported
@@ -84,10 +85,16 @@ def load_facts(path: Path) -> ModelFacts:
     """Read the facts of a GGUF on disk.
 
     Raises:
-        InvalidGGUFError: not a GGUF, or cut short.
+        InvalidGGUFError: not a GGUF, cut short, or with values that llama.cpp would abort on.
         UnsupportedModelError: a shard of a split file, or a GGUF without an architecture or its sizes.
     """
-    return facts_of_header(ggml.load_header(path), path)
+    facts = facts_of_header(ggml.load_header(path), path)
+    if token := ggml.find_duplicate_token(path):
+        raise InvalidGGUFError(
+            f"{path.name} is damaged or was written wrongly: its vocabulary has {token!r} twice. Fetch it again.",
+            path=path,
+        )
+    return facts
 
 
 def facts_of_header(header: ggml.GGUFHeader, path: Path) -> ModelFacts:
@@ -98,10 +105,12 @@ def facts_of_header(header: ggml.GGUFHeader, path: Path) -> ModelFacts:
         path: names the file in errors.
 
     Raises:
+        InvalidGGUFError: values that llama.cpp would abort on.
         UnsupportedModelError: a shard of a split file, or a header without an architecture or its sizes.
     """
     metadata = header.metadata
     architecture = _architecture(header, path)
+    check_header(header, architecture, path)
     number = functools.partial(_number, header, path, architecture)
     n_embd, n_head = number("embedding_length"), number("attention.head_count")
     tensors = {tensor.name: tensor.size_bytes for tensor in header.tensors}

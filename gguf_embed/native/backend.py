@@ -13,7 +13,7 @@ from typing import Any
 
 from gguf_embed.errors import BackendError
 
-__all__ = ["backend", "clear_errors", "errors_logged", "last_error"]
+__all__ = ["backend", "clear_errors", "errors_logged", "last_error", "raise_interrupt"]
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +23,7 @@ _LOG_LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.INFO, 4: logging.I
 _LOG_ERROR, _LOG_CONTINUED = 4, 5
 
 _errors: collections.deque[str] = collections.deque(maxlen=20)
+_interrupts: list[bool] = []
 
 
 @functools.cache
@@ -61,6 +62,12 @@ def _log_callback(binding: Any) -> Any:
     level = 0
 
     def receive(raw_level: int, text: bytes, _user_data: Any) -> None:
+        try:
+            note(raw_level, text)
+        except KeyboardInterrupt:  # ctypes would swallow it; raise_interrupt() brings it back after the call
+            _interrupts.append(True)
+
+    def note(raw_level: int, text: bytes) -> None:
         nonlocal level
         if raw_level != _LOG_CONTINUED:
             level = raw_level
@@ -82,6 +89,17 @@ def last_error() -> str:
     return next(
         (line for line in lines if "failed to load model" not in line), lines[-1] if lines else "no reason given"
     )
+
+
+def raise_interrupt() -> None:
+    """Raise the Ctrl-C that came while llama.cpp was logging; called after each long call into it.
+
+    Raises:
+        KeyboardInterrupt: there was one.
+    """
+    if _interrupts:
+        _interrupts.clear()
+        raise KeyboardInterrupt
 
 
 def clear_errors() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 from gguf_embed.errors import InvalidGGUFError
 from gguf_embed.native.backend import backend
 
-__all__ = ["Device", "GGUFHeader", "TensorInfo", "load_header", "parse_header", "probe_devices"]
+__all__ = ["Device", "GGUFHeader", "TensorInfo", "find_duplicate_token", "load_header", "parse_header", "probe_devices"]
 
 Scalar = bool | int | float | str
 
@@ -136,6 +137,8 @@ def libraries() -> tuple[ctypes.CDLL, ctypes.CDLL]:
         "gguf_get_arr_type": (ctypes.c_int, [pointer, index]),
         "gguf_get_arr_n": (size, [pointer, index]),
         "gguf_get_arr_data": (pointer, [pointer, index]),
+        "gguf_get_arr_str": (text, [pointer, index, size]),
+        "gguf_find_key": (index, [pointer, text]),
         "gguf_get_n_tensors": (index, [pointer]),
         "gguf_get_tensor_name": (text, [pointer, index]),
         "gguf_get_tensor_ne": (ctypes.POINTER(ctypes.c_int64), [pointer, index]),
@@ -212,10 +215,14 @@ def load_header(path: Path) -> GGUFHeader:
     base, _ = libraries()
     if not path.is_file():
         raise InvalidGGUFError(f"{path} is not a file", path=path)
-    handle = base.gguf_init_from_file(str(path).encode(), _InitParams(no_alloc=True, ctx=None))
-    if not handle:
+    try:
         with path.open("rb") as file:
             is_gguf = file.read(4) == b"GGUF"
+    except OSError as error:
+        raise InvalidGGUFError(f"{path} cannot be read: {error.strerror}", path=path) from error
+    # llama.cpp prints what is no GGUF to stderr by itself, past its own log.
+    handle = base.gguf_init_from_file(os.fsencode(path), _InitParams(no_alloc=True, ctx=None)) if is_gguf else None
+    if not handle:
         why = "its header is damaged or cut short" if is_gguf else "it does not start with the GGUF magic"
         raise InvalidGGUFError(f"{path} is not a usable GGUF: {why}. Fetch it again.", path=path)
     header = _read(handle)
@@ -226,6 +233,33 @@ def load_header(path: Path) -> GGUFHeader:
             path=path,
         )
     return header
+
+
+def find_duplicate_token(path: Path) -> str | None:
+    """Look for a token that a vocabulary has twice, on which llama.cpp aborts the process.
+
+    Returns:
+        The token, None where there is none (or no vocabulary).
+    """
+    base, _ = libraries()
+    handle = base.gguf_init_from_file(os.fsencode(path), _InitParams(no_alloc=True, ctx=None))
+    if not handle:
+        return None
+    try:
+        index = base.gguf_find_key(handle, b"tokenizer.ggml.tokens")
+        if index < 0 or base.gguf_get_kv_type(handle, index) != _ARRAY:
+            return None
+        if base.gguf_get_arr_type(handle, index) != _STRING:
+            return None
+        seen: set[bytes] = set()
+        for position in range(base.gguf_get_arr_n(handle, index)):
+            token = base.gguf_get_arr_str(handle, index, position)
+            if token in seen:
+                return str(token.decode(errors="replace"))
+            seen.add(token)
+        return None
+    finally:
+        base.gguf_free(handle)
 
 
 def parse_header(prefix: bytes) -> GGUFHeader | None:
@@ -251,7 +285,7 @@ def write_metadata_file(path: Path, metadata: dict[str, str]) -> None:
     try:
         for key, value in metadata.items():
             base.gguf_set_val_str(handle, key.encode(), value.encode())
-        if not base.gguf_write_to_file(handle, str(path).encode(), True):  # noqa: FBT003 - C signature
+        if not base.gguf_write_to_file(handle, os.fsencode(path), True):  # noqa: FBT003 - C signature
             raise OSError(f"{path} cannot be written")
     finally:
         base.gguf_free(handle)

@@ -5,9 +5,12 @@ It must not know models by name, plans or prompts; whatever llama.cpp refuses be
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
+import os
 import tempfile
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +21,7 @@ from numpy.typing import NDArray
 
 from gguf_embed.errors import BackendError, ClosedError, DecodeError, ModelLoadError
 from gguf_embed.native import ggml
-from gguf_embed.native.backend import backend, clear_errors, errors_logged, last_error
+from gguf_embed.native.backend import backend, clear_errors, errors_logged, last_error, raise_interrupt
 
 __all__ = ["POOLING_TYPES", "Context", "Model", "is_architecture_supported"]
 
@@ -72,10 +75,14 @@ class Model:
         if overrides:
             params.kv_overrides = self._kv_overrides(overrides)
         clear_errors()
-        self._handle = self._binding.llama_model_load_from_file(str(path).encode(), params)
+        self._handle = self._binding.llama_model_load_from_file(os.fsencode(path), params)
         if not self._handle:
             ggml.load_header(path)
             raise ModelLoadError(f"{path}: llama.cpp could not load it: {last_error()}", path=path)
+        # For whoever forgets to close; at exit the system frees it, and the library may be gone already.
+        self._finalizer = weakref.finalize(self, self._binding.llama_model_free, self._handle)
+        self._finalizer.atexit = False
+        raise_interrupt()
         self._vocab = self._binding.llama_model_get_vocab(self._handle)
 
     def _kv_overrides(self, overrides: Mapping[str, bool | int]) -> Any:
@@ -171,8 +178,8 @@ class Model:
     def close(self) -> None:
         """Free the weights; closing twice is allowed."""
         if self._handle is not None:
-            handle, self._handle = self._handle, None
-            self._binding.llama_model_free(handle)
+            self._handle = None
+            self._finalizer()
 
     def __enter__(self) -> Self:
         return self
@@ -224,6 +231,9 @@ class Context:
                 "Close other programs that hold memory, or ask for less with n_ctx.",
                 path=model.path,
             )
+        self._finalizer = weakref.finalize(self, self._binding.llama_free, self._handle)
+        self._finalizer.atexit = False
+        raise_interrupt()
         self.n_ctx, self.n_ubatch, self.n_seq_max = n_ctx, n_ubatch, n_seq_max
         self._n_embd = model.n_embd
         self._memory = self._binding.llama_get_memory(self._handle)
@@ -311,8 +321,8 @@ class Context:
     def close(self) -> None:
         """Free the buffers; closing twice is allowed."""
         if self._handle is not None:
-            handle, self._handle, self._memory = self._handle, None, None
-            self._binding.llama_free(handle)
+            self._handle = self._memory = None
+            self._finalizer()
 
 
 @functools.cache
@@ -323,13 +333,17 @@ def is_architecture_supported(architecture: str) -> bool:
         architecture: value of general.architecture, such as "qwen3".
     """
     binding = backend()
-    with tempfile.TemporaryDirectory(prefix="gguf-embed-") as folder:
-        path = Path(folder) / "architecture.gguf"
-        ggml.write_metadata_file(path, {"general.architecture": architecture})
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="gguf-embed-"))
+            path = Path(folder) / "architecture.gguf"
+            ggml.write_metadata_file(path, {"general.architecture": architecture})
+        except OSError:
+            return True  # nowhere to write the question; loading will answer it
         params = binding.llama_model_default_params()
         params.vocab_only = True
         clear_errors()
-        handle = binding.llama_model_load_from_file(str(path).encode(), params)
+        handle = binding.llama_model_load_from_file(os.fsencode(path), params)
         if handle:
             binding.llama_model_free(handle)
             return True

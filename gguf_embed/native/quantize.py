@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def quantize(source: Path, target: Path, quant: str, *, n_threads: int = 0) -> N
     params.ftype, params.nthread = FTYPES[quant], n_threads
     with _removed_on_error(target):
         clear_errors()
-        code = binding.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params))
+        code = binding.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params))
         if code:
             raise BackendError(f"{source.name} cannot be quantized to {quant}: {last_error()}")
 
