@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -43,7 +44,7 @@ class Embedder:
 
     Args:
         model: a model reference, such as "qwen3-embedding-4b", "qwen3-embedding-4b:Q3_K_M", "owner/repo:Q4_K_M" or
-            "./file.gguf"; None takes the configured one.
+            "./file.gguf", or a path; None takes the configured one.
         device: "auto", "gpu" or "cpu"; wins over limits.
         limits: memory, longest text and threads that the plan may use.
         prefer: "default", or "quality" to try F16 and Q8_0 first.
@@ -60,7 +61,7 @@ class Embedder:
 
     def __init__(
         self,
-        model: str | None = None,
+        model: str | os.PathLike[str] | None = None,
         *,
         device: str | None = None,
         limits: Limits | None = None,
@@ -71,7 +72,7 @@ class Embedder:
     ) -> None:
         config = load_config()
         self._catalog = Catalog(config)
-        self._text = config.model if model is None else model
+        self._text = config.model if model is None else os.fspath(model)
         self._prefer = prefer
         self._overrides = Overrides(pooling_type=pooling_type, add_eos=add_eos)
         limits = limits or Limits(memory_bytes=config.memory_bytes, device=config.device, n_threads=config.n_threads)
@@ -85,8 +86,6 @@ class Embedder:
         self._path: Path | None = None
         self._session: Session | None = None
         self._is_closed = self._has_warned = False
-
-    # What is known of the model
 
     @property
     def plan(self) -> Plan:
@@ -320,7 +319,7 @@ class Embedder:
         self._warn_of_missing_prompt(options)
         dim = self._truncate_dim if options.truncate_dim is None else options.truncate_dim
         if dim is not None:
-            check_dim(dim, self.n_embd, model=self._model_name, matryoshka=self._matryoshka)
+            dim = check_dim(dim, self.n_embd, model=self._model_name, matryoshka=self._matryoshka)
         if not texts:
             nothing = np.empty((0, dim or self.n_embd), dtype=np.float32)
             nothing = vectors.quantize_embeddings(nothing, options.precision)
@@ -342,14 +341,14 @@ class Embedder:
             self._has_warned = True
             logger.warning("no query prompt is known for %s; if its card has one, pass it as prompt", self._text)
 
-    def tokenize(self, inputs: Sequence[str]) -> list[list[int]]:
-        """Return the ids of each text as the model sees it, special ones included, without a prompt.
+    def tokenize(self, inputs: str | Sequence[str]) -> list[list[int]]:
+        """Return the ids of each text, or of the one text, as the model sees it: special ones, no prompt.
 
         Raises:
             TypeError: an input is not a str.
             InputError: a text cannot be tokenized or is too long.
         """
-        tokens, _ = self._loaded().tokenize(_as_list(inputs))
+        tokens, _ = self._loaded().tokenize([inputs] if isinstance(inputs, str) else _as_list(inputs))
         return [ids.tolist() for ids in tokens]
 
     def similarity(self, a: ArrayLike, b: ArrayLike) -> Float32Matrix:

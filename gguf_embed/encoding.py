@@ -5,8 +5,9 @@ It must not know sessions, files or plans.
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, SupportsIndex, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,7 +46,8 @@ class EncodeOptions:
     precision: str = "float32"
 
     def __post_init__(self) -> None:
-        if self.batch_size is not None and (type(self.batch_size) is not int or self.batch_size < 1):
+        size = self.batch_size
+        if size is not None and (isinstance(size, bool) or not isinstance(size, SupportsIndex) or size < 1):
             raise ValueError(f"batch_size is {self.batch_size!r}; it is a whole number of at least 1")
         if self.truncate not in ("error", "end"):
             raise ValueError(f"truncate is {self.truncate!r}; it is 'error' or 'end'")
@@ -133,8 +135,9 @@ def check_dim(dim: int, n_embd: int, *, model: str | None, matryoshka: Matryoshk
         TypeError: dim is no whole number.
         DimensionError: dim is not allowed; the message has what is.
     """
-    if not isinstance(dim, int) or isinstance(dim, bool):
+    if isinstance(dim, bool) or not isinstance(dim, SupportsIndex):
         raise TypeError(f"truncate_dim is {dim!r}; it is a whole number")
+    dim = operator.index(dim)  # NumPy's integers too
     if dim == n_embd or (matryoshka is not None and matryoshka.allows(dim, n_embd)):
         return dim
     allowed = matryoshka.describe(n_embd) if matryoshka is not None else str(n_embd)

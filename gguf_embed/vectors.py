@@ -57,25 +57,27 @@ def layer_norm(embeddings: Float32Matrix, *, eps: float = 1e-5) -> Float32Matrix
     return np.ascontiguousarray(centred / np.sqrt(variance + eps), dtype=np.float32)
 
 
-def truncate_dim(embeddings: Float32Matrix, dim: int) -> Float32Matrix:
+def truncate_dim(embeddings: ArrayLike, dim: int) -> Float32Matrix:
     """Keep the first `dim` components and normalise again (MRL).
 
     Args:
-        embeddings: (n, n_embd) float32.
+        embeddings: (n, n_embd), or (n_embd,) for one.
         dim: components to keep, 1 <= dim <= n_embd.
 
     Returns:
-        (n, dim) float32, a new array of unit rows; a row of zeros stays zero.
+        (n, dim) or (dim,) float32, a new array of unit rows; a row of zeros stays zero.
 
     Raises:
         ValueError: dim is outside 1..n_embd.
 
     Source: Matryoshka Representation Learning, arXiv:2205.13147.
     """
-    n_embd = embeddings.shape[1]
+    rows = _rows(embeddings)
+    n_embd = rows.shape[1]
     if not 1 <= dim <= n_embd:
         raise ValueError(f"dim is {dim}; it is 1..{n_embd} here")
-    return l2_normalize(embeddings[:, :dim])
+    cut = l2_normalize(rows[:, :dim])
+    return np.asarray(cut[0] if np.ndim(embeddings) == 1 else cut, dtype=np.float32)
 
 
 def similarity(a: ArrayLike, b: ArrayLike) -> Float32Matrix:

@@ -87,7 +87,7 @@ ARROWS = {
     "progress": ("sizes",),
     "native*": ("errors", "native", "native.*"),
     "models*": ("errors", "sizes", "config", "prompts", "vectors", "native", "native.*", "models", "models.*"),
-    "fit*": ("errors", "sizes", "models.header", "models.specs", "native", "native.*", "fit", "fit.*"),
+    "fit*": ("errors", "config", "sizes", "models.header", "models.specs", "native", "native.*", "fit", "fit.*"),
     "engine*": ("errors", "vectors", "native", "native.*", "engine", "engine.*"),
     "encoding": ("errors", "vectors", "models.specs"),
     "selection": ("errors", "prompts", "engine.*", "fit", "fit.*", "models.*"),

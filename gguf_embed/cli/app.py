@@ -5,6 +5,7 @@ It must not know what commands do.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 import os
@@ -12,6 +13,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
@@ -83,8 +85,9 @@ def run(arguments: Sequence[str]) -> int:
     Returns:
         The exit code; bugs are raised and show their traceback.
     """
-    from gguf_embed.cli.exits import INTERRUPTED, exit_code  # noqa: PLC0415 - keeps --help quick
+    from gguf_embed.cli.exits import INTERRUPTED, UNWRITABLE, exit_code  # noqa: PLC0415 - keeps --help quick
 
+    _open_closed_streams()
     try:
         cli.main(args=list(arguments), prog_name="gguf-embed", standalone_mode=False)
     except click.exceptions.Exit as stop:
@@ -98,7 +101,20 @@ def run(arguments: Sequence[str]) -> int:
     except GGUFEmbedError as error:
         click.echo(_wrapped(f"error: {error}"), err=True)
         return exit_code(error)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EIO):
+            raise
+        click.echo(f"error: stdout cannot be written: {error.strerror}", err=True)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter would fail on it again at exit
+        return UNWRITABLE
     return 0
+
+
+def _open_closed_streams() -> None:
+    """Put the null device where a caller closed a stream (`>&-`), as other programs would have it."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - open as long as we run
 
 
 def _wrapped(message: str) -> str:

@@ -12,9 +12,10 @@ import click
 
 from gguf_embed import errors
 
-__all__ = ["EXIT_CODES", "INTERRUPTED", "exit_code", "usage_errors"]
+__all__ = ["EXIT_CODES", "INTERRUPTED", "UNWRITABLE", "exit_code", "usage_errors"]
 
 INTERRUPTED = 130
+UNWRITABLE = 4
 EXIT_CODES: dict[type[errors.GGUFEmbedError], int] = {
     errors.ConfigError: 2,
     errors.InvalidRegistryError: 2,

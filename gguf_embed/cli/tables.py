@@ -39,7 +39,9 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, right:
         table.add_column(column, justify="right" if index in numbers else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    console.print(table)
+    with console.capture() as capture:  # a reader that left is the group's to handle; rich would exit with 1
+        console.print(table)
+    click.echo(capture.get(), nl=False)
 
 
 def print_facts(facts: Iterable[tuple[str, str]]) -> None:

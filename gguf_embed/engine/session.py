@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_embed.engine.batching import pack, split
-from gguf_embed.engine.normalizing import Normalizer, normalizer_for
+from gguf_embed.engine.normalizing import endless_run, normalizer_for
 from gguf_embed.errors import (
+    BackendError,
     ClosedError,
     DecodeError,
     InvalidTextError,
@@ -93,6 +95,7 @@ class Session:
 
     def __init__(self, settings: SessionSettings) -> None:
         self.settings = settings
+        self._process_id = os.getpid()
         self._lock = threading.RLock()  # contexts: one decode at a time
         self._vocab_lock = threading.Lock()  # the tokenizer, which must not wait for a decode
         self._context: Context | None = None
@@ -116,8 +119,7 @@ class Session:
 
     def _begin(self, model: Model) -> None:
         self.n_embd = model.n_embd
-        self._n_ctx_train = model.n_ctx_train
-        self.max_tokens = min(self.settings.n_ctx_max, self._n_ctx_train)
+        self.max_tokens = min(self.settings.n_ctx_max, model.n_ctx_train)
         # What the tokenizer puts after every text: EOS, SEP or nothing.
         closing = model.tokenize(b"")[-1:]
         self._closing: Tokens = closing if set(closing.tolist()) <= model.closing_tokens else closing[:0]
@@ -131,10 +133,11 @@ class Session:
         # Byte-level BPE keeps every byte, so bytes bound tokens from below; other tokenizers fold spaces.
         self._max_text_bytes = self.max_tokens * model.longest_token_bytes() if model.vocab_type == "bpe" else None
         lowercase = model.metadata("tokenizer.ggml.normalizer.lowercase") or "true"
+        self._tokenizer = (model.vocab_type, model.metadata("tokenizer.ggml.pre") or "")
         self._normalize = normalizer_for(
-            model.vocab_type,
-            model.metadata("tokenizer.ggml.pre") or "",
+            *self._tokenizer,
             strips_accents=(model.metadata(_STRIP_ACCENTS) or lowercase) == "true",
+            unknown=_unknown_word(model),
         )
         self._context = self._new_context(model, n_ctx=self.settings.n_ctx, n_ubatch=self.settings.n_ubatch)
         # Elsewhere a text must be whole in one decode: pooling over parts is silently wrong.
@@ -162,7 +165,7 @@ class Session:
             raise ValueError(f"truncate is {truncate!r}; it is 'error' or 'end'")
         tokens, truncated = [], []
         for index, text in enumerate(texts):
-            ids = self._ids(_utf8(text, prefix, index, self._normalize), index, cut=truncate == "end")
+            ids = self._ids(self._utf8(text, prefix, index), index, cut=truncate == "end")
             if len(ids) > self.max_tokens:
                 if truncate == "error":
                     raise self._too_long(index, f"{len(ids):,}", len(ids))
@@ -170,6 +173,34 @@ class Session:
                 ids = np.concatenate([ids[: self.max_tokens - len(self._closing)], self._closing])
             tokens.append(ids)
         return tokens, truncated
+
+    def _utf8(self, text: str, prefix: str, index: int) -> bytes:
+        """Check one text, and write it as the reference tokenizer would see it."""
+        if not isinstance(text, str):
+            raise TypeError(f"text {index} is {type(text).__name__}; texts are str")
+        whole = prefix + text
+        if "\0" in whole:
+            raise InvalidTextError(
+                f"text {index} has a NUL character at {text.find(chr(0))}, which binary data has and text has not",
+                index=index,
+                reason="NUL character",
+            )
+        if run := endless_run(whole, *self._tokenizer):
+            raise InvalidTextError(
+                f"text {index} has {run} as binary data has; split it or leave it out",
+                index=index,
+                reason="endless run",
+            )
+        try:
+            return self._normalize(whole).encode("utf-8")
+        except UnicodeEncodeError:
+            at = next(position for position, char in enumerate(whole) if "\ud800" <= char <= "\udfff")
+            raise InvalidTextError(
+                f"text {index} has a lone surrogate (U+{ord(whole[at]):04X}) at {at - len(prefix)}; "
+                "it was cut or decoded wrongly",
+                index=index,
+                reason="lone surrogate",
+            ) from None
 
     def _ids(self, encoded: bytes, index: int, *, cut: bool) -> Tokens:
         """Tokenize one text, or as much of an endless one as can matter."""
@@ -188,9 +219,8 @@ class Session:
         return ids
 
     def _too_long(self, index: int, count: str, n_tokens: int) -> TextTooLongError:
-        why = "this plan" if self.max_tokens == self.settings.n_ctx_max < self._n_ctx_train else "the model"
         return TextTooLongError(
-            f"text {index} has {count} tokens; {why} takes {self.max_tokens:,}. "
+            f"text {index} has {count} tokens; at most {self.max_tokens:,} are taken here. "
             'Split it, or pass truncate="end" (--truncate end) to cut it there.',
             index=index,
             n_tokens=n_tokens,
@@ -216,6 +246,7 @@ class Session:
             NonFiniteEmbeddingError: one text has no finite row, on the CPU neither.
             ClosedError: after close().
         """
+        self._open()
         lengths = [len(ids) for ids in tokens]
         if lengths and not 1 <= min(lengths) <= max(lengths) <= self.max_tokens:
             raise ValueError(f"token lists have 1..{self.max_tokens} ids here, not {min(lengths)}..{max(lengths)}")
@@ -308,12 +339,19 @@ class Session:
         )
 
     def _open(self) -> Model:
+        if os.getpid() != self._process_id:
+            raise BackendError(
+                f"{self.settings.path.name} was loaded before this process was forked, and llama.cpp's threads did not "
+                "come along. Start workers first and load in each, or use the spawn start method."
+            )
         if self._model is None:
             raise ClosedError(f"{self.settings.path.name} was closed; open it again to embed more")
         return self._model
 
     def close(self) -> None:
         """Free contexts and weights; waits for a running call, and closing twice is allowed."""
+        if os.getpid() != self._process_id:
+            return  # the memory is the parent's, and its locks may be held for ever
         with self._lock, self._vocab_lock:
             if self._on_cpu is not None:
                 self._on_cpu.close()
@@ -329,22 +367,13 @@ def _is_sound(rows: Float32Matrix) -> NDArray[np.bool_]:
     return np.asarray(np.isfinite(rows).all(axis=1) & rows.any(axis=1))
 
 
-def _utf8(text: str, prefix: str, index: int, normalize: Normalizer) -> bytes:
-    if not isinstance(text, str):
-        raise TypeError(f"text {index} is {type(text).__name__}; texts are str")
-    whole = prefix + text
-    if "\0" in whole:
-        raise InvalidTextError(
-            f"text {index} has a NUL character at {text.find(chr(0))}, which binary data has and text has not",
-            index=index,
-            reason="NUL character",
-        )
-    try:
-        return normalize(whole).encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InvalidTextError(
-            f"text {index} has a lone surrogate (U+{ord(whole[error.start]):04X}) at {error.start - len(prefix)}; "
-            "it was cut or decoded wrongly",
-            index=index,
-            reason="lone surrogate",
-        ) from error
+def _unknown_word(model: Model) -> str:
+    """Find a word that a WordPiece vocabulary has not; "" for other tokenizers, or where it has all of these."""
+    unknown = model.metadata("tokenizer.ggml.unknown_token_id") or "100"
+    if model.vocab_type != "wpm" or not unknown.isdecimal():
+        return ""
+    for word in ("\U00010348", "\ua66e", "\u16a0", "\u2c00"):
+        ids = model.tokenize(word.encode())
+        if len(ids) == 3 and int(ids[1]) == int(unknown):  # CLS, the word, SEP
+            return word
+    return ""

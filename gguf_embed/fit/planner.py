@@ -266,7 +266,8 @@ def _reason(place: _Place, facts: ModelFacts, n_gpu_layers: int, required: int, 
     if place.placement == "gpu":
         return f"the best that fits whole on {place.name}: {fits}"
     if place.placement == "partial":
-        return f"none fits whole on {place.name}; {n_gpu_layers} of {facts.n_layer} layers go there: {fits}"
+        layers = f"{n_gpu_layers} of {facts.n_layer} layers" if n_gpu_layers < facts.n_layer else "all but the output"
+        return f"none fits whole on {place.name}; {layers} go there: {fits}"
     too_little = "" if passed_over == place else f"too little is free on {passed_over.name}; "
     return f"{too_little}the best that fits in host memory: {fits}"
 

@@ -128,6 +128,8 @@ class Wire:
                 cause: Exception = error
             except (httpx.RequestError, LocalEntryNotFoundError, FileMetadataError) as error:
                 cause = error
+            except (ImportError, ValueError, FileNotFoundError, httpx.InvalidURL) as error:
+                raise _bad_settings(error, source) from error
             if present() > most:  # a high-water mark: a server that always cuts at one place makes no progress
                 most, failures = present(), 0
             failures += 1
@@ -305,6 +307,15 @@ def _wait_s(cause: Exception, failures: int) -> float:
     answer = cause.response if isinstance(cause, HfHubHTTPError) else None
     asked = answer.headers.get("Retry-After", "") if answer is not None else ""
     return min(float(asked) if asked.isdecimal() else 2.0 ** (failures - 1), _LONGEST_WAIT_S)
+
+
+def _bad_settings(error: Exception, source: Source) -> DownloadError:
+    return DownloadError(
+        f"{source.url} cannot be asked with these settings: {error}. Check HF_ENDPOINT, HF_TOKEN, the proxy "
+        "variables and SSL_CERT_FILE.",
+        url=source.url,
+        attempts=1,
+    )
 
 
 def _gave_up(cause: Exception, source: Source, attempts: int, present_bytes: int) -> HubError:

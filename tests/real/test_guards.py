@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import threading
 import time
 
 import numpy as np
+import psutil
 import pytest
 import synthetic
 
 from gguf_embed import (
+    BackendError,
     ClosedError,
     DecodeError,
     Embedder,
@@ -18,6 +23,7 @@ from gguf_embed import (
     TextTooLongError,
     UnsupportedModelError,
 )
+from gguf_embed.engine.normalizing import endless_run
 from gguf_embed.native.llama import Context, Model
 
 
@@ -53,7 +59,7 @@ def test_nul_and_lone_surrogates_name_the_text(model):
 
 def test_over_long_text_names_index_tokens_and_limit(model):
     """An over-long text is an error with index, tokens and limit, and nothing is cut."""
-    with pytest.raises(TextTooLongError, match=r"text 1 has 1,101 tokens; the model takes 1,024") as caught:
+    with pytest.raises(TextTooLongError, match=r"text 1 has 1,101 tokens; at most 1,024 are taken") as caught:
         model.encode(["short", "a" * 1100])
     assert (caught.value.index, caught.value.n_tokens, caught.value.n_ctx) == (1, 1101, 1024)
 
@@ -160,3 +166,88 @@ def test_nothing_is_printed(qwen3, capfd):
     with Embedder(str(qwen3)) as embedder:
         embedder.encode(["the", "capital"])
     assert capfd.readouterr() == ("", "")
+
+
+def test_close_waits_for_running_calls(starter):
+    """Closing while other threads embed is a ClosedError for them, never a crash."""
+    for delay_s in (0.0, 0.02, 0.1):
+        model = Embedder(starter)
+        model.load()
+        failures: list[BaseException] = []
+
+        def work(model=model, failures=failures):
+            try:
+                while True:
+                    model.encode(["word " * 5000] * 4, truncate="end")
+            except ClosedError:
+                pass
+            except BaseException as error:  # noqa: BLE001 - whatever else it is, the test shows it
+                failures.append(error)
+
+        threads = [threading.Thread(target=work) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        time.sleep(delay_s)
+        model.close()
+        for thread in threads:
+            thread.join(60)
+        assert not failures
+
+
+def test_forgotten_models_are_freed(starter):
+    """A model that nobody closes goes with its Embedder."""
+    process = psutil.Process()
+
+    def once():
+        Embedder(starter).encode("a")
+        gc.collect()
+
+    for _ in range(3):
+        once()
+    before = process.memory_info().rss
+    for _ in range(6):
+        once()
+    assert process.memory_info().rss - before < 60 << 20  # one copy of the weights is 44 MiB
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_child_is_told(model):
+    """A child of fork gets an error, where llama.cpp's threads would leave it waiting for ever."""
+    model.encode("the")
+    child = os.fork()
+    if not child:
+        try:
+            model.encode("the")
+        except BackendError as error:
+            os._exit(0 if "forked" in str(error) else 2)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_endless_marks_are_refused_at_once(model):
+    """A run of combining marks, which takes minutes to normalize, is refused in no time."""
+    begun = time.monotonic()
+    with pytest.raises(InvalidTextError, match="combining marks in a row"):
+        model.encode("a" + "\u0301\u0323" * 200_000)
+    assert time.monotonic() - begun < 1
+
+
+def test_endless_runs_are_refused_where_llama_cpp_recurses():
+    """Pre-tokenizers that recurse once a character never get a run that would overflow the stack."""
+    assert endless_run("1" * 32_000, "bpe", "gpt-4o")
+    assert endless_run("1" * 32_000, "bpe", "")
+    assert endless_run("1" * 32_000, "bpe", "qwen2") is None
+    assert endless_run("1" * 32_000, "wpm", "") is None
+    assert endless_run("word " * 10_000, "bpe", "gpt-4o") is None
+
+
+def test_overlong_words_are_unknown(starter_cache):
+    """WordPiece takes a word of more than 100 characters for unknown, as the reference does, and no shorter one."""
+    cls, unknown, sep = 101, 100, 102
+    with Embedder("all-minilm-l6-v2") as starter_model:
+        for word in ("a" * 101, "ACGT" * 40, "\u00e9" * 101):
+            assert starter_model.tokenize(word) == [[cls, unknown, sep]]
+        assert len(starter_model.tokenize("a" * 100)[0]) > 3
+        [url] = starter_model.tokenize("see https://example.com/" + "Qx7" * 50 + " ok")
+        assert url.count(unknown) == 1
