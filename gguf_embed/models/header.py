@@ -88,6 +88,16 @@ def load_facts(path: Path) -> ModelFacts:
         InvalidGGUFError: not a GGUF, cut short, or with values that llama.cpp would abort on.
         UnsupportedModelError: a shard of a split file, or a GGUF without an architecture or its sizes.
     """
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise InvalidGGUFError(f"{path} cannot be read: {error.strerror}", path=path) from error
+    return _load_facts(path, stat.st_mtime_ns, stat.st_size)
+
+
+@functools.lru_cache(maxsize=64)
+def _load_facts(path: Path, _mtime_ns: int, _size_bytes: int) -> ModelFacts:
+    """Read a file once for as long as it stays as it is: planning and loading both ask, and a vocabulary is long."""
     facts = facts_of_header(ggml.load_header(path), path)
     if token := ggml.find_duplicate_token(path):
         raise InvalidGGUFError(
