@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["PromptSet", "apply_prompt", "resolve_prompt"]
+__all__ = ["PromptSet", "resolve_prompt"]
 
 _TASK = "{task}"
 _TEXT = "{text}"
@@ -71,11 +71,6 @@ def resolve_prompt(prompts: PromptSet, *, prompt_name: str | None, prompt: str |
         return ""
     _check_name(prompts, prompt_name)
     return {_QUERY: prompts.query, _DOCUMENT: prompts.document, **dict(prompts.others)}[prompt_name]
-
-
-def apply_prompt(prefix: str, text: str) -> str:
-    """Put a resolved prefix before a text, byte for byte."""
-    return prefix + text
 
 
 def _with_task(prompts: PromptSet, *, prompt_name: str | None, prompt: str | None, task: str) -> str:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gguf_embed.models.registry import load_registry
-from gguf_embed.prompts import PromptSet, apply_prompt, resolve_prompt
+from gguf_embed.prompts import PromptSet, resolve_prompt
 
 QWEN = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
 BGE = "Represent this sentence for searching relevant passages: "
@@ -126,7 +126,7 @@ def test_prompt_names_are_unique(others):
 def test_task_and_text_are_kept_literally(task, text):
     """Whatever the task and text hold, they appear as they are, between and after the template's own words."""
     prefix = resolve(prompt_name="query", task=task)
-    assert apply_prompt(prefix, text) == "Instruct: " + task + "\nQuery:" + text
+    assert prefix + text == "Instruct: " + task + "\nQuery:" + text
 
 
 @pytest.mark.parametrize("task", ["{text}", "{task}", "{", "}{0}", "a {text} b {task} c", "%s", "\\1"])
@@ -139,11 +139,3 @@ def test_white_space_of_a_template_is_kept():
     """Blanks at either end of a template are part of the prompt: Query: with a space is another prompt."""
     prompts = PromptSet(query_template=" Instruct: {task}\nQuery: {text}")
     assert resolve(prompts, prompt_name="query", task=" find ") == " Instruct:  find \nQuery: "
-
-
-@given(st.text(), st.text())
-def test_apply_prompt_only_concatenates(prefix, text):
-    """Nothing is stripped or joined between prefix and text."""
-    applied = apply_prompt(prefix, text)
-    assert applied.startswith(prefix)
-    assert applied[len(prefix) :] == text
