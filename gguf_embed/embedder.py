@@ -46,7 +46,7 @@ class Embedder:
         model: a model reference, such as "qwen3-embedding-4b", "qwen3-embedding-4b:Q3_K_M", "owner/repo:Q4_K_M" or
             "./file.gguf", or a path; None takes the configured one.
         device: "auto", "gpu" or "cpu"; wins over limits.
-        limits: memory, longest text and threads that the plan may use.
+        limits: memory, longest text and threads that the plan may use; what they leave open is as configured.
         prefer: "default", or "quality" to try F16 and Q8_0 first.
         truncate_dim: components to keep of every vector (MRL).
         pooling_type: "last", "mean" or "cls", for a file whose header does not say.
@@ -75,7 +75,7 @@ class Embedder:
         self._text = config.model if model is None else os.fspath(model)
         self._prefer = prefer
         self._overrides = Overrides(pooling_type=pooling_type, add_eos=add_eos)
-        limits = limits or Limits(memory_bytes=config.memory_bytes, device=config.device, n_threads=config.n_threads)
+        limits = (limits or Limits()).over(config)
         self._limits = dataclasses.replace(limits, device=device) if device else limits
         self._spec = self._catalog.parse(self._text).spec
         self._truncate_dim = truncate_dim
@@ -83,7 +83,6 @@ class Embedder:
             check_dim(truncate_dim, self._spec.n_embd, model=self._model_name, matryoshka=self._matryoshka)
         self._lock = threading.RLock()
         self._selection: Selection | None = None
-        self._path: Path | None = None
         self._session: Session | None = None
         self._is_closed = self._has_warned = False
 
@@ -160,12 +159,12 @@ class Embedder:
         with self._lock:
             if self._is_closed:
                 raise ClosedError(f"the Embedder of {self._text!r} was closed; make a new one")
-            if self._path is None or self._session is None:
+            if self._session is None:
                 chosen = self._select()
-                self._path = self._catalog.fetch(chosen.resolved, chosen.source, on_progress=on_progress)
-                chosen = self._selection = check_on_disk(chosen, self._path, overrides=self._overrides)
-                self._session = Session(session_settings(chosen, self._path))
-            return self._path
+                path = self._catalog.fetch(chosen.resolved, chosen.source, on_progress=on_progress)
+                self._selection = check_on_disk(chosen, path, overrides=self._overrides)
+                self._session = Session(session_settings(self._selection, path))
+            return self._session.settings.path
 
     def _loaded(self) -> Session:
         with self._lock:
@@ -177,9 +176,8 @@ class Embedder:
     def _select(self) -> Selection:
         with self._lock:
             if self._selection is None:
-                self._selection = select(
-                    self._catalog, self._text, prefer=self._prefer, limits=self._limits, overrides=self._overrides
-                )
+                resolved = self._catalog.resolve(self._text, prefer=self._prefer)
+                self._selection = select(self._catalog, resolved, limits=self._limits, overrides=self._overrides)
             return self._selection
 
     # Embedding

@@ -18,12 +18,11 @@ _PLAIN_EVERY_S = 5.0
 
 
 @contextlib.contextmanager
-def texts_progress(n_texts: int, *, label: str = "embedding") -> Iterator[Callable[[int, int], None]]:
+def texts_progress(n_texts: int) -> Iterator[Callable[[int, int], None]]:
     """Show texts done and tokens a second.
 
     Args:
         n_texts: how many there are.
-        label: what is happening.
 
     Yields:
         To be called after each batch with its texts and tokens.
@@ -33,7 +32,7 @@ def texts_progress(n_texts: int, *, label: str = "embedding") -> Iterator[Callab
     def counts() -> str:
         return f"{n_tokens / max(time.monotonic() - begun, 1e-9):,.0f} tokens/s"
 
-    with _bar(label, n_texts) as advance:
+    with _bar("embedding", n_texts) as advance:
 
         def on_batch(batch_texts: int, batch_tokens: int) -> None:
             nonlocal done, n_tokens

@@ -48,15 +48,18 @@ class Selection:
         resolved: what the reference could mean.
         source: the chosen file.
         plan: where and how it runs.
-        pooling_type: "last", "mean" or "cls".
         add_eos: what llama.cpp is told about EOS, None where the header speaks for itself.
     """
 
     resolved: Resolved
     source: Source
     plan: Plan
-    pooling_type: str
     add_eos: bool | None
+
+    @property
+    def pooling_type(self) -> str:
+        """How token vectors become one: "last", "mean" or "cls"."""
+        return self.plan.facts.pooling_type or ""
 
     @property
     def ends_with_eos(self) -> bool | None:
@@ -66,32 +69,26 @@ class Selection:
 
 def select(
     catalog: Catalog,
-    text: str,
+    resolved: Resolved,
     *,
-    prefer: str = "default",
-    with_others: bool = False,
     limits: Limits,
     overrides: Overrides,
     machine: hardware.Hardware | None = None,
 ) -> Selection:
-    """Resolve a reference, weigh its quantizations and choose one.
+    """Weigh the quantizations that a reference came to and choose one.
 
     Args:
-        catalog: what can be had.
-        text: the reference.
-        prefer: "default" or "quality".
-        with_others: also weigh what is outside the ladder, though it is not chosen.
+        catalog: where `resolved` comes from.
+        resolved: what the reference could mean.
         limits: what the plan may use.
         overrides: what the caller knows better.
         machine: plan for another machine than this one.
 
     Raises:
-        RegistryError: nothing answers to the reference.
         HubError: a header or a listing that is needed cannot be fetched.
         ModelLoadError: a file cannot be embedded with.
         DoesNotFitError: nothing fits.
     """
-    resolved = catalog.resolve(text, prefer=prefer, with_others=with_others)
     candidates = [_candidate(catalog, resolved, source, overrides) for source in resolved.sources]
     others = [_candidate(catalog, resolved, source, overrides) for source in resolved.others]
     plan = planner.plan(resolved.model_id, candidates, machine or hardware.probe(), limits, others=others)
@@ -100,7 +97,6 @@ def select(
         resolved=resolved,
         source=resolved.sources[chosen],
         plan=plan,
-        pooling_type=plan.facts.pooling_type or "",
         add_eos=_eos_override(plan.facts, resolved.spec, overrides),
     )
 
@@ -113,25 +109,24 @@ def _candidate(catalog: Catalog, resolved: Resolved, source: Source, overrides: 
     )
 
 
-def choose_source(
-    catalog: Catalog, text: str, *, prefer: str = "default", limits: Limits, overrides: Overrides
-) -> tuple[Resolved, Source]:
+def choose_source(catalog: Catalog, resolved: Resolved, *, limits: Limits, overrides: Overrides) -> Source:
     """Choose the file to fetch; one that the reference names needs not fit this machine, only be of use.
 
     Raises:
         GGUFEmbedError: as `select`.
     """
-    resolved = catalog.resolve(text, prefer=prefer)
     if resolved.reference.quant is None and resolved.reference.file is None:
-        chosen = select(catalog, text, prefer=prefer, limits=limits, overrides=overrides)
-        return chosen.resolved, chosen.source
+        return select(catalog, resolved, limits=limits, overrides=overrides).source
     source = resolved.sources[0]
     _pooling(catalog.facts(resolved, source), Path(source.name), resolved.spec, overrides)
-    return resolved, source
+    return source
 
 
 def check_on_disk(selection: Selection, path: Path, *, overrides: Overrides) -> Selection:
     """Look at the file that was really fetched, and say where its header is overridden.
+
+    Returns:
+        The selection with the file's own facts in its plan, where the registry's stood before.
 
     Raises:
         ModelLoadError: it cannot be embedded with.
@@ -144,7 +139,8 @@ def check_on_disk(selection: Selection, path: Path, *, overrides: Overrides) -> 
         logger.warning("%s: pooling is %s in the file; using %s, %s", path.name, facts.pooling_type, pooling, whose)
     if add_eos is not None:
         logger.warning("%s: add_eos_token is %s in the file; using %s, %s", path.name, facts.add_eos, add_eos, whose)
-    return dataclasses.replace(selection, pooling_type=pooling, add_eos=add_eos)
+    known = dataclasses.replace(facts, pooling_type=pooling, n_ctx_train=selection.plan.facts.n_ctx_train)
+    return dataclasses.replace(selection, plan=dataclasses.replace(selection.plan, facts=known), add_eos=add_eos)
 
 
 def session_settings(selection: Selection, path: Path) -> SessionSettings:

@@ -32,7 +32,7 @@ def clock(monkeypatch):
 
 def test_texts_are_counted_in_plain_lines(clock, capsys):
     """Where stderr is no terminal: a line with texts done and tokens a second, and nothing on stdout."""
-    with texts_progress(1200, label="embedding") as on_batch:
+    with texts_progress(1200) as on_batch:
         clock(10)
         on_batch(1000, 50_000)
         on_batch(200, 10_000)
@@ -82,7 +82,7 @@ def test_nothing_done_says_nothing(capsys):
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: texts_progress(2, label="texts"), lambda: download_progress("bytes")], ids=["texts", "bytes"]
+    "make", [lambda: texts_progress(2), lambda: download_progress("bytes")], ids=["texts", "bytes"]
 )
 def test_a_terminal_gets_a_bar_on_stderr(make, monkeypatch, capsys):
     """A bar is drawn there, and stdout gets not a byte."""

@@ -40,7 +40,8 @@ def pull_command(model: str, as_json: bool, **options: Any) -> None:
 
     catalog, limits = _catalog(), limits_of(options)
     with usage_errors():
-        resolved, source = choose_source(catalog, model, prefer=options["prefer"], limits=limits, overrides=Overrides())
+        resolved = catalog.resolve(model, prefer=options["prefer"])
+        source = choose_source(catalog, resolved, limits=limits, overrides=Overrides())
     if is_quiet():
         path = catalog.fetch(resolved, source)
     else:

@@ -99,11 +99,8 @@ def limits_of(options: dict[str, Any]) -> Any:
 
     config = load_config()
     with usage_errors():
-        return Limits(
-            memory_bytes=options.pop("memory_bytes") or config.memory_bytes,
-            device=options.pop("device") or config.device,
-            n_ctx=options.pop("n_ctx"),
-            n_threads=options.pop("n_threads") or config.n_threads,
+        return Limits(**{name: options.pop(name) for name in ("memory_bytes", "device", "n_ctx", "n_threads")}).over(
+            config
         )
 
 

@@ -60,16 +60,12 @@ def _plan(model: str | None, machine: Any, options: dict[str, Any], *, show_all:
     from gguf_embed.selection import Overrides, select  # noqa: PLC0415
 
     limits, config = limits_of(options), load_config()
+    catalog = Catalog(config)
     with usage_errors():
-        selection = select(
-            Catalog(config),
-            config.model if model is None else model,
-            prefer=options["prefer"],
-            with_others=show_all,
-            limits=limits,
-            overrides=Overrides(),
-            machine=machine,
+        resolved = catalog.resolve(
+            config.model if model is None else model, prefer=options["prefer"], with_others=show_all
         )
+        selection = select(catalog, resolved, limits=limits, overrides=Overrides(), machine=machine)
     return selection.plan, selection.source
 
 

@@ -27,7 +27,7 @@ _IDEOGRAPHS = (
 )  # fmt: skip
 
 # Normalizing a run of marks takes time in the square of its length; real text has a handful at most.
-# Source: measured with CPython 3.11, 200,000 marks take 8 s; Unicode's stream-safe format allows 30.
+# Source: measured with CPython 3.11, 200,000 marks take 20 s; Unicode's stream-safe format allows 30.
 _MARKS = re.compile(r"[\u0300-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f]{1000,}")
 # Pre-tokenizers that llama.cpp walks by hand. The others go through std::regex, which recurses once a character and
 # overflows the stack. Source: runs of 300,000 characters through every pre-tokenizer of llama.cpp 0c1e57098.

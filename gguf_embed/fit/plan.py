@@ -5,9 +5,10 @@ It must not know how a choice is made.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
-from gguf_embed.config import MAX_THREADS
+from gguf_embed.config import MAX_THREADS, Config
 from gguf_embed.fit.memory import MemoryCost
 from gguf_embed.models.header import ModelFacts
 
@@ -33,18 +34,18 @@ class Limits:
 
     Attributes:
         memory_bytes: most memory, device or host, that the plan may use; None for what is free.
-        device: "auto", "gpu" or "cpu".
+        device: "auto", "gpu" or "cpu"; None for the configured one.
         n_ctx: longest text in tokens; None for as long as model and memory allow.
         n_threads: CPU threads; None for the physical cores.
     """
 
     memory_bytes: int | None = None
-    device: str = "auto"
+    device: str | None = None
     n_ctx: int | None = None
     n_threads: int | None = None
 
     def __post_init__(self) -> None:
-        if self.device not in ("auto", "gpu", "cpu"):
+        if self.device not in (None, "auto", "gpu", "cpu"):
             raise ValueError(f"device is {self.device!r}; it is auto, gpu or cpu")
         for name in ("memory_bytes", "n_ctx", "n_threads"):
             value = getattr(self, name)
@@ -52,6 +53,15 @@ class Limits:
                 raise ValueError(f"{name} is {value}; it is at least 1")
         if self.n_threads is not None and self.n_threads > MAX_THREADS:
             raise ValueError(f"n_threads is {self.n_threads}; it is 1 to {MAX_THREADS}")
+
+    def over(self, config: Config) -> Limits:
+        """Fill what is not given from the user's configuration."""
+        return dataclasses.replace(
+            self,
+            memory_bytes=self.memory_bytes or config.memory_bytes,
+            device=self.device or config.device,
+            n_threads=self.n_threads or config.n_threads,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

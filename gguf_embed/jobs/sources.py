@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 from gguf_embed.errors import InvalidTextError
 
-__all__ = ["Record", "read_records"]
+__all__ = ["Record", "is_jsonl_name", "read_records"]
 
 _TEXT_KEY, _ID_KEY = "text", "id"
 

@@ -30,7 +30,7 @@ Float32Matrix = NDArray[np.float32]
 
 # Source: include/llama.h, enum llama_pooling_type.
 POOLING_TYPES = {"none": 0, "mean": 1, "cls": 2, "last": 3, "rank": 4}
-LOAD_MODES = {"auto": -1, "none": 0, "mmap": 1}
+LOAD_MODES = {"none": 0, "mmap": 1}
 # Source: include/llama.h, enum llama_vocab_type.
 _VOCAB_TYPES = {0: "none", 1: "spm", 2: "bpe", 3: "wpm", 4: "ugm", 5: "rwkv", 6: "plamo2"}
 
@@ -112,19 +112,9 @@ class Model:
         return int(self._binding.llama_model_n_embd_out(self.handle))
 
     @property
-    def n_layer(self) -> int:
-        """Transformer layers."""
-        return int(self._binding.llama_model_n_layer(self.handle))
-
-    @property
     def n_ctx_train(self) -> int:
         """Longest text, in tokens, that the model was trained on; position tables end here."""
         return int(self._binding.llama_model_n_ctx_train(self.handle))
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of all tensors."""
-        return int(self._binding.llama_model_size(self.handle))
 
     @property
     def vocab_type(self) -> str:

@@ -8,6 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
+from fake_hub import FakeHub
 
 from gguf_embed import (
     DimensionError,
@@ -102,8 +103,43 @@ def test_fingerprint_is_the_contents_not_the_name(qwen3, tmp_path):
     with Embedder(str(qwen3)) as one, Embedder(str(copy)) as other:
         assert one.fingerprint == other.fingerprint
         assert len(one.fingerprint) == 32
-    with Embedder("all-minilm-l6-v2") as different:
-        assert different.dim == 384
+
+
+def test_fingerprint_is_the_same_before_and_after_the_download(qwen3, tmp_path, monkeypatch):
+    """What the registry leaves open is read from the file, on the first run as on every other."""
+    entry = f"""schema = 1
+[models.open]
+base_repo = "someone/open"
+license = "MIT"
+arch = "qwen3"
+pooling_type = "last"
+n_embd = 256
+max_tokens = 1024
+ladder = ["F32"]
+shape = {{ n_layer = 3, n_embd = 256, n_ff = 512, n_head = 4, n_head_kv = 2, head_dim = 128, n_vocab = 290 }}
+[[models.open.files]]
+quant = "F32"
+repo = "someone/open-GGUF"
+file = "open-F32.gguf"
+size_bytes = {qwen3.stat().st_size}
+"""
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "models.toml").write_text(entry)
+    with FakeHub() as hub:
+        hub.add("someone/open-GGUF", "open-F32.gguf", qwen3.read_bytes())
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        prints = []
+        for _ in range(2):
+            with Embedder("open") as model:
+                prints.append(model.fingerprint)
+    assert prints[0] == prints[1]
+
+
+def test_limits_leave_the_rest_as_configured(qwen3, monkeypatch):
+    """Giving one limit does not undo the user's other settings."""
+    monkeypatch.setenv("GGUF_EMBED_N_THREADS", "1")
+    plan = Embedder(qwen3, limits=Limits(n_ctx=512)).plan
+    assert (plan.n_ctx_max, plan.n_threads) == (512, 1)
 
 
 def test_fingerprint_tells_dimensions_apart(registered):
