@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from gguf_embed.encoding import EmbedReport, EncodeOptions
     from gguf_embed.errors import (
         AccessDeniedError,
+        AllocationError,
         BackendError,
         ChecksumError,
         ClosedError,
@@ -57,6 +58,7 @@ _HOMES = {
 
 __all__ = [
     "AccessDeniedError",
+    "AllocationError",
     "BackendError",
     "ChecksumError",
     "ClosedError",

@@ -18,11 +18,14 @@ import platformdirs
 from gguf_embed.errors import ConfigError
 from gguf_embed.sizes import parse_size
 
-__all__ = ["DEFAULT_ENDPOINT", "DEFAULT_MODEL", "Config", "load_config"]
+__all__ = ["DEFAULT_ENDPOINT", "DEFAULT_MODEL", "DEVICE_NAME", "Config", "load_config"]
 
 DEFAULT_MODEL = "qwen3-embedding-4b"
 DEFAULT_ENDPOINT = "https://huggingface.co"
-DEVICES = ("auto", "cpu", "gpu")
+# What a device may be called: by what it is, or by ggml's or PyTorch's name, such as CUDA0, MTL0, cuda:1 or mps.
+DEVICE_NAME = re.compile(
+    r"auto|gpu|cpu|(cuda|mtl|metal|mps|rocm|hip|vulkan|sycl|xpu|musa|cann|opencl|rpc):?\d*", re.IGNORECASE
+)
 # llama.cpp starts as many as it is told to, and crashes where the system refuses them.
 MAX_THREADS = 512
 _TRUE = {"1", "true", "yes", "on"}
@@ -36,12 +39,13 @@ class Config:
     Attributes:
         model: reference used when none is given.
         memory_bytes: most memory the plan may use, None for what is free.
-        device: "auto", "gpu" (an error without one) or "cpu".
+        device: "auto", "gpu" (an error without one), "cpu" or a device's name.
         n_threads: CPU threads, None for the physical cores.
         offline: never use the network.
         endpoint: the model hub's address.
         hub_cache: Hugging Face cache folder, shared with every other tool that uses it.
         cache_dir: models that this program makes itself (the starter model).
+        state_dir: what was learnt about this machine.
         config_dir: holds config.toml and the user's own models.toml.
     """
 
@@ -53,11 +57,12 @@ class Config:
     endpoint: str = DEFAULT_ENDPOINT
     hub_cache: Path
     cache_dir: Path
+    state_dir: Path
     config_dir: Path
 
     def __post_init__(self) -> None:
-        if self.device not in DEVICES:
-            raise ValueError(f"device is {self.device!r}; it is one of {', '.join(DEVICES)}")
+        if not DEVICE_NAME.fullmatch(self.device):
+            raise ValueError(f"device is {self.device!r}; it is auto, gpu, cpu or a name such as CUDA0 or cuda:1")
         if self.memory_bytes is not None and self.memory_bytes < 1:
             raise ValueError(f"memory_bytes is {self.memory_bytes}; it is at least 1")
         if self.n_threads is not None and not 1 <= self.n_threads <= MAX_THREADS:
@@ -79,7 +84,10 @@ def load_config(environ: Mapping[str, str] | None = None) -> Config:
     env = os.environ if environ is None else environ
     config_dir = _path(env.get("GGUF_EMBED_CONFIG_DIR") or platformdirs.user_config_dir("gguf-embed", appauthor=False))
     cache_dir = _path(env.get("GGUF_EMBED_CACHE_DIR") or platformdirs.user_cache_dir("gguf-embed", appauthor=False))
-    settings: dict[str, Any] = {"hub_cache": _hub_cache(env), "cache_dir": cache_dir, "config_dir": config_dir}
+    state_dir = _path(env.get("GGUF_EMBED_STATE_DIR") or platformdirs.user_state_dir("gguf-embed", appauthor=False))
+    settings: dict[str, Any] = {
+        "hub_cache": _hub_cache(env), "cache_dir": cache_dir, "state_dir": state_dir, "config_dir": config_dir
+    }  # fmt: skip
     settings |= _from_file(config_dir / "config.toml")
     if endpoint := env.get("HF_ENDPOINT"):
         settings["endpoint"] = endpoint
@@ -134,7 +142,7 @@ def _path(text: str) -> Path:
     except RuntimeError as error:
         raise ConfigError(
             f"{text!r} is below a home folder that is not known; set HOME, or GGUF_EMBED_CONFIG_DIR, "
-            "GGUF_EMBED_CACHE_DIR and HF_HUB_CACHE to whole paths",
+            "GGUF_EMBED_CACHE_DIR, GGUF_EMBED_STATE_DIR and HF_HUB_CACHE to whole paths",
             key="HOME",
         ) from error
 
@@ -157,10 +165,10 @@ def _boolean(raw: Any) -> bool:
 
 
 def _device(raw: Any) -> str:
-    word = str(raw).strip().lower()
-    if word not in DEVICES:
-        raise ValueError(f"it is one of {', '.join(DEVICES)}")
-    return word
+    word = str(raw).strip()
+    if not DEVICE_NAME.fullmatch(word):
+        raise ValueError("it is auto, gpu, cpu or a name such as CUDA0 or cuda:1")
+    return word.lower()
 
 
 def _threads(raw: Any) -> int:

@@ -23,10 +23,11 @@ from gguf_embed.encoding import EmbedReport, EncodeKeywords, EncodeOptions, Quer
 from gguf_embed.engine.session import Session
 from gguf_embed.errors import ClosedError
 from gguf_embed.fit.planner import Limits, Plan
+from gguf_embed.loading import load_session
 from gguf_embed.models.catalog import Catalog
 from gguf_embed.models.specs import Matryoshka
 from gguf_embed.prompts import PromptSet, resolve_prompt
-from gguf_embed.selection import Overrides, Selection, check_on_disk, fingerprint, select, session_settings
+from gguf_embed.selection import Overrides, Selection, fingerprint, select
 
 __all__ = ["Embedder"]
 
@@ -45,7 +46,7 @@ class Embedder:
     Args:
         model: a model reference, such as "qwen3-embedding-4b", "qwen3-embedding-4b:Q3_K_M", "owner/repo:Q4_K_M" or
             "./file.gguf", or a path; None takes the configured one.
-        device: "auto", "gpu" or "cpu"; wins over limits.
+        device: "auto", "gpu", "cpu" or a device's name ("CUDA1", "cuda:1", "mps"); wins over limits.
         limits: memory, longest text and threads that the plan may use; what they leave open is as configured.
         prefer: "default", or "quality" to try F16 and Q8_0 first.
         truncate_dim: components to keep of every vector (MRL).
@@ -162,8 +163,9 @@ class Embedder:
             if self._session is None:
                 chosen = self._select()
                 path = self._catalog.fetch(chosen.resolved, chosen.source, on_progress=on_progress)
-                self._selection = check_on_disk(chosen, path, overrides=self._overrides)
-                self._session = Session(session_settings(self._selection, path))
+                self._selection, self._session = load_session(
+                    self._catalog, chosen, path, limits=self._limits, overrides=self._overrides
+                )
             return self._session.settings.path
 
     def _loaded(self) -> Session:

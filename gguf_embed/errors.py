@@ -17,6 +17,7 @@ It knows no other module: messages and facts are given by whoever raises.
     ├─ DoesNotFitError                  required_bytes, available_bytes, rejected
     ├─ BackendError
     │  ├─ ModelLoadError                path
+    │  │  ├─ AllocationError            path
     │  │  ├─ InvalidGGUFError           path
     │  │  └─ UnsupportedModelError      path (architecture, pooling, EOS, split file)
     │  ├─ DecodeError                   return_code
@@ -38,6 +39,7 @@ from typing import Any
 
 __all__ = [
     "AccessDeniedError",
+    "AllocationError",
     "BackendError",
     "ChecksumError",
     "ClosedError",
@@ -202,6 +204,10 @@ class ModelLoadError(BackendError):
     def __init__(self, message: str, *, path: Path) -> None:
         super().__init__(message, path=path)
         self.path: Path
+
+
+class AllocationError(ModelLoadError):
+    """The file is in order; the memory for its weights or for a context was refused."""
 
 
 class InvalidGGUFError(ModelLoadError):

@@ -10,16 +10,23 @@ import hashlib
 import json
 import logging
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gguf_embed.engine.session import SessionSettings
 from gguf_embed.errors import UnsupportedModelError
 from gguf_embed.fit import hardware, planner
+from gguf_embed.fit.dryrun import DryRun
+from gguf_embed.fit.margins import load_margins
+from gguf_embed.fit.memory import BufferSizes, Measurements
 from gguf_embed.fit.planner import Limits, Plan
-from gguf_embed.models.catalog import Catalog, Resolved, Source
+from gguf_embed.models.catalog import Catalog
+from gguf_embed.models.facts import Header, find_donor, find_facts
 from gguf_embed.models.header import ModelFacts, check_embeddable, load_facts
+from gguf_embed.models.sources import Resolved, Source
 from gguf_embed.models.specs import ModelSpec
 from gguf_embed.prompts import PromptSet
 
@@ -74,8 +81,12 @@ def select(
     limits: Limits,
     overrides: Overrides,
     machine: hardware.Hardware | None = None,
+    margins: Mapping[str, int] | None = None,
 ) -> Selection:
     """Weigh the quantizations that a reference came to and choose one.
+
+    On this machine a header is read and llama.cpp says how large its buffers would be; for another one both come from
+    what is known already, in closed form.
 
     Args:
         catalog: where `resolved` comes from.
@@ -83,15 +94,25 @@ def select(
         limits: what the plan may use.
         overrides: what the caller knows better.
         machine: plan for another machine than this one.
+        margins: bytes to leave alone by device; None takes what this machine has taught before.
 
     Raises:
         HubError: a header or a listing that is needed cannot be fetched.
         ModelLoadError: a file cannot be embedded with.
         DoesNotFitError: nothing fits.
     """
-    candidates = [_candidate(catalog, resolved, source, overrides) for source in resolved.sources]
-    others = [_candidate(catalog, resolved, source, overrides) for source in resolved.others]
-    plan = planner.plan(resolved.model_id, candidates, machine or hardware.probe(), limits, others=others)
+    donor = find_donor(catalog, resolved) if machine is None or not _is_known(resolved) else None
+    candidates = [_candidate(catalog, resolved, source, overrides, donor) for source in resolved.sources]
+    others = [_candidate(catalog, resolved, source, overrides, donor) for source in resolved.others]
+    here = machine or hardware.probe()
+    if machine is None and margins is None:
+        margins = load_margins(catalog.config.state_dir, here)
+    question = partial(planner.plan, resolved.model_id, candidates, here, limits, others=others, margins=margins)
+    if machine is None and donor is not None and donor.path is not None:
+        dry_run = DryRun(cache_dir=catalog.config.cache_dir / "dry-runs", devices=here.fingerprint)
+        plan = _measured(question, partial(dry_run.measure, donor.path), donor.facts)
+    else:
+        plan = question()
     chosen = next(index for index, candidate in enumerate(candidates) if candidate.quant == plan.quant)
     return Selection(
         resolved=resolved,
@@ -101,8 +122,34 @@ def select(
     )
 
 
-def _candidate(catalog: Catalog, resolved: Resolved, source: Source, overrides: Overrides) -> planner.Candidate:
-    facts = catalog.facts(resolved, source)
+def _is_known(resolved: Resolved) -> bool:
+    """Whether the registry alone can say what every quantization needs."""
+    return resolved.spec is not None and resolved.spec.shape is not None
+
+
+def _measured(
+    question: Callable[..., Plan], measure: Callable[..., list[BufferSizes | None]], donor: ModelFacts
+) -> Plan:
+    """Plan, ask llama.cpp about the layouts of the plan, and plan again until it has spoken about all of them."""
+    measurements = Measurements()
+    while True:
+        plan = question(measurements=measurements)
+        facts = plan.facts
+        wanted = {plan.layout: None, planner.grown(plan.layout, facts, plan.n_ctx_max): None}
+        missing = [layout for layout in wanted if (plan.quant, layout) not in measurements]
+        if not missing:
+            return plan
+        asked = dataclasses.replace(donor, pooling_type=facts.pooling_type)  # the graph is the same for all quants
+        for layout, sizes in zip(missing, measure(asked, missing), strict=True):
+            if sizes is None:
+                return plan
+            measurements = measurements.with_point(plan.quant, layout, sizes)
+
+
+def _candidate(
+    catalog: Catalog, resolved: Resolved, source: Source, overrides: Overrides, donor: Header | None
+) -> planner.Candidate:
+    facts = find_facts(catalog, resolved, source, donor=donor)
     pooling = _pooling(facts, Path(source.name), resolved.spec, overrides)
     return planner.Candidate(
         quant=source.quant or facts.quant or "unknown", facts=dataclasses.replace(facts, pooling_type=pooling)
@@ -118,7 +165,8 @@ def choose_source(catalog: Catalog, resolved: Resolved, *, limits: Limits, overr
     if resolved.reference.quant is None and resolved.reference.file is None:
         return select(catalog, resolved, limits=limits, overrides=overrides).source
     source = resolved.sources[0]
-    _pooling(catalog.facts(resolved, source), Path(source.name), resolved.spec, overrides)
+    facts = find_facts(catalog, resolved, source, donor=find_donor(catalog, resolved))
+    _pooling(facts, Path(source.name), resolved.spec, overrides)
     return source
 
 
@@ -150,14 +198,9 @@ def session_settings(selection: Selection, path: Path) -> SessionSettings:
         path=path,
         pooling_type=selection.pooling_type,
         add_eos=selection.add_eos,
-        n_ctx=plan.n_ctx,
+        layout=plan.layout,
         n_ctx_max=plan.n_ctx_max,
         n_batch=plan.n_batch,
-        n_ubatch=plan.n_ubatch,
-        n_seq_max=plan.n_seq_max,
-        n_gpu_layers=plan.n_gpu_layers,
-        device=plan.device,
-        load_mode=plan.load_mode,
         n_threads=plan.n_threads,
     )
 

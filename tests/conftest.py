@@ -26,6 +26,7 @@ def isolated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tm
             monkeypatch.delenv(name)
     monkeypatch.setenv("GGUF_EMBED_CONFIG_DIR", str(tmp_path / "config"))
     monkeypatch.setenv("GGUF_EMBED_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("GGUF_EMBED_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
     for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):

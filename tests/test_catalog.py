@@ -98,7 +98,8 @@ def config(fake, tmp_path):
     ]
     text = REGISTRY.format(more=MORE, n_tensor_bytes=N_TENSOR_BYTES, files="".join(files))
     (settings / "models.toml").write_text(text, encoding="utf-8")
-    return Config(endpoint=fake.url, hub_cache=tmp_path / "hub", cache_dir=tmp_path / "cache", config_dir=settings)
+    return Config(endpoint=fake.url, hub_cache=tmp_path / "hub", cache_dir=tmp_path / "cache",
+                  state_dir=tmp_path / "state", config_dir=settings)  # fmt: skip
 
 
 @pytest.fixture

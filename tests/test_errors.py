@@ -50,6 +50,7 @@ EXPECTED_CODES = {
     "UnknownQuantError": 3,
     "OfflineError": 4,
     "AccessDeniedError": 4,
+    "AllocationError": 6,
     "DownloadError": 4,
     "ChecksumError": 4,
     "StorageError": 4,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gguf_embed.fit.planner import MARGIN_DEVICE, MARGIN_HOST, MARGIN_UNIFIED
+from gguf_embed.fit.places import MARGIN_DEVICE, MARGIN_HOST, MARGIN_UNIFIED
 from gguf_embed.fit.profiles import load_profiles
 
 PROFILES = load_profiles()
@@ -16,10 +16,10 @@ def test_the_machines_of_the_readme_are_there():
 
 
 def test_a_profile_reads_as_it_is_written():
-    """The RTX 3050 has 4096 MiB of which 3800 are free, and 10 of 16 GiB of RAM."""
+    """The RTX 3050 has 4096 MiB of which 3768 are free, and 10 of 16 GiB of RAM."""
     machine = PROFILES["rtx-3050-4gb"]
     (device,) = machine.accelerators
-    assert (device.name, device.total_bytes, device.free_bytes) == ("CUDA0", 4 << 30, 3800 << 20)
+    assert (device.name, device.total_bytes, device.free_bytes) == ("CUDA0", 4 << 30, 3768 << 20)
     assert (device.is_unified, device.is_integrated) == (False, False)
     assert (machine.ram_total_bytes, machine.ram_available_bytes) == (16 << 30, 10 << 30)
     assert machine.n_cores == 6

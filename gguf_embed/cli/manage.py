@@ -156,9 +156,11 @@ def show_command(model: str, as_json: bool) -> None:
 
 
 def _remote_header(catalog: Any, model: str) -> tuple[Any, Any]:
+    from gguf_embed.models.facts import fetch_header  # noqa: PLC0415 - keeps --help quick
+
     resolved = catalog.resolve(model)
     source = resolved.sources[0]
-    return catalog.facts(resolved, source), source.name
+    return fetch_header(catalog, resolved, source).facts, source.name
 
 
 def _spec_facts(spec: Any) -> list[tuple[str, str]]:

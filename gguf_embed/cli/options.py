@@ -78,15 +78,16 @@ def verbosity(command: Command) -> Command:
 
 
 def plan_options(command: Command) -> Command:
-    """Add what limits a plan: device, memory, longest text, threads, ladder."""
+    """Add what limits a plan: device, memory, longest text, threads, KV type, ladder."""
     for option in (
         click.option("--threads", "n_threads", type=click.IntRange(1, 512), help="CPU threads; all cores if left out."),
         click.option("--n-ctx", type=click.IntRange(min=1), help="Longest text in tokens; what fits if left out."),
-        click.option("--prefer", type=click.Choice(["default", "quality"]), default="default", show_default=True,
-                     help="quality tries F16 and Q8_0 first."),
+        click.option("--kv-type", type=click.Choice(["f16", "q8_0"]), help="KV cache; q8_0 takes half the memory."),
+        click.option("--prefer", type=click.Choice(["default", "quality", "speed", "small"]), default="default",
+                     show_default=True, help="Which quantizations to try first."),
         click.option("--memory", "memory_bytes", type=SizeType(),
                      help="Use at most this much of the device, or of the host on a CPU."),
-        click.option("--device", type=click.Choice(["auto", "gpu", "cpu"]), help="Where to run."),
+        click.option("--device", help="auto, gpu, cpu, or a device's name: CUDA1, cuda:1, mps."),
     ):  # fmt: skip
         command = option(command)
     return command
@@ -99,9 +100,8 @@ def limits_of(options: dict[str, Any]) -> Any:
 
     config = load_config()
     with usage_errors():
-        return Limits(**{name: options.pop(name) for name in ("memory_bytes", "device", "n_ctx", "n_threads")}).over(
-            config
-        )
+        names = ("memory_bytes", "device", "n_ctx", "n_threads", "kv_type")
+        return Limits(**{name: options.pop(name) for name in names}).over(config)
 
 
 def open_model(model: str | None, options: dict[str, Any]) -> Any:

@@ -10,35 +10,38 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gguf_embed.engine.batching import pack, split
-from gguf_embed.engine.normalizing import endless_run, normalizer_for
+from gguf_embed.engine.tokenizing import OVERRIDES, Tokenizer, Tokens
 from gguf_embed.errors import (
     BackendError,
     ClosedError,
     DecodeError,
-    InvalidTextError,
     ModelLoadError,
     NonFiniteEmbeddingError,
-    TextTooLongError,
     UnsupportedModelError,
 )
-from gguf_embed.native.llama import Context, Model
+from gguf_embed.native.buffers import Buffer, recording
+from gguf_embed.native.context import Context
+from gguf_embed.native.layout import Layout
+from gguf_embed.native.llama import Model
 
 __all__ = ["Session", "SessionSettings", "Tokens"]
 
 logger = logging.getLogger(__name__)
 
-Tokens = NDArray[np.int32]
 Float32Matrix = NDArray[np.float32]
 OnBatch = Callable[[int, int], None]  # texts and tokens of the batch that was just decoded
 
-_STRIP_ACCENTS = "tokenizer.ggml.normalizer.strip_accents"
+# Embedded both ways when a model is loaded that skips its head; the rows must point the same way.
+_CANARY = b"The capital of China is Beijing."
+_CANARY_TOKENS = 16
+_CANARY_COSINE = 0.9999
 # llama.cpp rounds a context up to whole multiples of this many cells.
 _N_CTX_STEP = 256
 
@@ -51,35 +54,26 @@ class SessionSettings:
         path: the GGUF.
         pooling_type: "last", "mean" or "cls".
         add_eos: overrides tokenizer.ggml.add_eos_token; None leaves the file's word.
-        n_ctx: tokens in flight to begin with.
+        layout: where the layers go, and how large the context is to begin with.
         n_ctx_max: longest text; the context grows up to it on demand.
-        n_batch: tokens packed into one decode.
-        n_ubatch: most tokens that one decode can hold to begin with, n_batch <= n_ubatch <= n_ctx.
-        n_seq_max: most texts packed into one decode.
-        n_gpu_layers: layers on the device, -1 for all of them and the output.
-        device: ggml's name of the device, None for the CPU.
-        load_mode: "mmap" or "none".
+        n_batch: tokens packed into one decode, n_seq_max <= n_batch <= n_ubatch.
         n_threads: CPU threads.
     """
 
     path: Path
     pooling_type: str
     add_eos: bool | None = None
-    n_ctx: int = 2048
+    layout: Layout = field(default_factory=Layout)
     n_ctx_max: int = 2048
     n_batch: int = 512
-    n_ubatch: int = 512
-    n_seq_max: int = 64
-    n_gpu_layers: int = 0
-    device: str | None = None
-    load_mode: str = "none"
     n_threads: int = 1
 
     def __post_init__(self) -> None:
         if self.pooling_type not in ("last", "mean", "cls"):
             raise ValueError(f"pooling_type is {self.pooling_type!r}; it is last, mean or cls")
-        if not 1 <= self.n_seq_max <= self.n_batch <= self.n_ubatch <= self.n_ctx <= self.n_ctx_max:
-            raise ValueError(f"1 <= n_seq_max <= n_batch <= n_ubatch <= n_ctx <= n_ctx_max does not hold in {self}")
+        layout = self.layout
+        if not layout.n_seq_max <= self.n_batch <= layout.n_ubatch <= layout.n_ctx <= self.n_ctx_max:
+            raise ValueError(f"n_seq_max <= n_batch <= n_ubatch <= n_ctx <= n_ctx_max does not hold in {self}")
 
 
 class Session:
@@ -88,144 +82,88 @@ class Session:
     Args:
         settings: what to load and how.
 
+    Attributes:
+        layout: as it came to be; another one than asked for where the model's head cannot be skipped.
+        buffers: what llama.cpp allocated for weights and the first context.
+
     Raises:
-        ModelLoadError: llama.cpp refused the file or a buffer.
+        AllocationError: memory was refused.
+        ModelLoadError: llama.cpp refused the file.
         UnsupportedModelError: a last-token model whose tokenizer does not end texts with EOS.
     """
 
     def __init__(self, settings: SessionSettings) -> None:
         self.settings = settings
+        self.layout = settings.layout
         self._process_id = os.getpid()
         self._lock = threading.RLock()  # contexts: one decode at a time
         self._vocab_lock = threading.Lock()  # the tokenizer, which must not wait for a decode
         self._context: Context | None = None
         self._on_cpu: Session | None = None
-        # Accents are taken off here (normalizing.py), so that llama.cpp does not do it its own way.
-        overrides = {_STRIP_ACCENTS: False}
+        overrides = dict(OVERRIDES)
         if settings.add_eos is not None:
             overrides["tokenizer.ggml.add_eos_token"] = settings.add_eos
-        self._model: Model | None = Model(
-            settings.path,
-            n_gpu_layers=settings.n_gpu_layers,
-            device=settings.device,
-            load_mode=settings.load_mode,
-            overrides=overrides,
-        )
+        with recording() as weights:
+            self._model: Model | None = Model(settings.path, settings.layout, overrides=overrides)
         try:
-            self._begin(self._model)
+            with recording() as buffers:
+                self._begin(self._model)
         except BaseException:
             self.close()
             raise
+        # The canary's small context was logged as well; the last line of each part and place is the one that stays.
+        last = {(buffer.part, buffer.place): buffer for buffer in buffers}
+        self.buffers: tuple[Buffer, ...] = (*weights, *last.values())
 
     def _begin(self, model: Model) -> None:
         self.n_embd = model.n_embd
         self.max_tokens = min(self.settings.n_ctx_max, model.n_ctx_train)
-        # What the tokenizer puts after every text: EOS, SEP or nothing.
-        closing = model.tokenize(b"")[-1:]
-        self._closing: Tokens = closing if set(closing.tolist()) <= model.closing_tokens else closing[:0]
-        if self.settings.pooling_type == "last" and not len(self._closing):
+        self._tokenizer = Tokenizer(model, max_tokens=self.max_tokens)
+        if self.settings.pooling_type == "last" and not len(self._tokenizer.closing):
             raise UnsupportedModelError(
                 f"{self.settings.path.name} pools the last token, but its tokenizer adds no EOS "
                 "(tokenizer.ggml.add_eos_token is not true), so its vectors would be wrong. "
                 "Take a newer conversion of it, or pass add_eos=True (--add-eos).",
                 path=self.settings.path,
             )
-        # Byte-level BPE keeps every byte, so bytes bound tokens from below; other tokenizers fold spaces.
-        self._max_text_bytes = self.max_tokens * model.longest_token_bytes() if model.vocab_type == "bpe" else None
-        lowercase = model.metadata("tokenizer.ggml.normalizer.lowercase") or "true"
-        self._tokenizer = (model.vocab_type, model.metadata("tokenizer.ggml.pre") or "")
-        self._normalize = normalizer_for(
-            *self._tokenizer,
-            strips_accents=(model.metadata(_STRIP_ACCENTS) or lowercase) == "true",
-            unknown=_unknown_word(model),
-        )
-        self._context = self._new_context(model, n_ctx=self.settings.n_ctx, n_ubatch=self.settings.n_ubatch)
+        if self.layout.skips_head:
+            self._begin_without_head(model)
+        else:
+            self._context = self._new_context(model, self.layout)
         # Elsewhere a text must be whole in one decode: pooling over parts is silently wrong.
-        self._is_splittable = self._context.is_causal and self.settings.pooling_type == "last"
+        self._is_splittable = self._open_context().is_causal and self.settings.pooling_type == "last"
+
+    def _begin_without_head(self, model: Model) -> None:
+        """Open the context that skips the head, and the ordinary one instead where the two do not agree."""
+        ids = model.tokenize(_CANARY)[:_CANARY_TOKENS]
+        small = Layout(n_ctx=_N_CTX_STEP, n_ubatch=_CANARY_TOKENS, n_seq_max=1, kv_type=self.layout.kv_type)
+        ordinary = self._new_context(model, small)
+        try:
+            expected = _decode_one(ordinary, ids)
+        finally:
+            ordinary.close()  # first, so that the two never stand side by side
+        self._context = self._new_context(model, self.layout)
+        try:
+            reason = _disagreement(expected, _decode_one(self._context, ids))
+        except DecodeError as error:
+            reason = str(error)
+        if reason:
+            logger.warning("%s: its head cannot be skipped: %s; embedding is slower", self.settings.path.name, reason)
+            self.layout = dataclasses.replace(self.layout, skips_head=False)
+            self._context.close()
+            self._context = self._new_context(model, self.layout)
 
     def tokenize(
         self, texts: Sequence[str], *, truncate: str = "error", prefix: str = ""
     ) -> tuple[list[Tokens], list[int]]:
-        """Turn texts into ids that end in exactly one EOS where the model has one.
-
-        Args:
-            texts: any strings; control tokens spelt out in them stay text.
-            truncate: "error", or "end" to cut over-long texts before their EOS.
-            prefix: prompt put before each text.
-
-        Returns:
-            One (n_tokens,) int32 array a text, and the positions of the texts that were cut.
+        """Turn texts into ids; see `Tokenizer.tokenize`.
 
         Raises:
-            TypeError: an item is not a str.
-            InvalidTextError: an item has a lone surrogate or a NUL.
-            TextTooLongError: an item has more than max_tokens tokens and truncate is "error".
+            ClosedError: after close().
         """
-        if truncate not in ("error", "end"):
-            raise ValueError(f"truncate is {truncate!r}; it is 'error' or 'end'")
-        tokens, truncated = [], []
-        for index, text in enumerate(texts):
-            ids = self._ids(self._utf8(text, prefix, index), index, cut=truncate == "end")
-            if len(ids) > self.max_tokens:
-                if truncate == "error":
-                    raise self._too_long(index, f"{len(ids):,}", len(ids))
-                truncated.append(index)
-                ids = np.concatenate([ids[: self.max_tokens - len(self._closing)], self._closing])
-            tokens.append(ids)
-        return tokens, truncated
-
-    def _utf8(self, text: str, prefix: str, index: int) -> bytes:
-        """Check one text, and write it as the reference tokenizer would see it."""
-        if not isinstance(text, str):
-            raise TypeError(f"text {index} is {type(text).__name__}; texts are str")
-        whole = prefix + text
-        if "\0" in whole:
-            raise InvalidTextError(
-                f"text {index} has a NUL character at {text.find(chr(0))}, which binary data has and text has not",
-                index=index,
-                reason="NUL character",
-            )
-        if run := endless_run(whole, *self._tokenizer):
-            raise InvalidTextError(
-                f"text {index} has {run} as binary data has; split it or leave it out",
-                index=index,
-                reason="endless run",
-            )
-        try:
-            return self._normalize(whole).encode("utf-8")
-        except UnicodeEncodeError:
-            at = next(position for position, char in enumerate(whole) if "\ud800" <= char <= "\udfff")
-            raise InvalidTextError(
-                f"text {index} has a lone surrogate (U+{ord(whole[at]):04X}) at {at - len(prefix)}; "
-                "it was cut or decoded wrongly",
-                index=index,
-                reason="lone surrogate",
-            ) from None
-
-    def _ids(self, encoded: bytes, index: int, *, cut: bool) -> Tokens:
-        """Tokenize one text, or as much of an endless one as can matter."""
-        limit = self._max_text_bytes
-        if limit is not None and len(encoded) > limit:
-            if not cut:
-                least = len(encoded) * self.max_tokens // limit
-                raise self._too_long(index, f"at least {least:,}", least)
-            encoded = encoded[: 2 * limit].decode(errors="ignore").encode()
         with self._vocab_lock:
-            ids = self._open().tokenize(encoded)
-        if not len(ids):
-            raise InvalidTextError(
-                f"text {index} is empty, and this model adds no token of its own to embed", index=index, reason="empty"
-            )
-        return ids
-
-    def _too_long(self, index: int, count: str, n_tokens: int) -> TextTooLongError:
-        return TextTooLongError(
-            f"text {index} has {count} tokens; at most {self.max_tokens:,} are taken here. "
-            'Split it, or pass truncate="end" (--truncate end) to cut it there.',
-            index=index,
-            n_tokens=n_tokens,
-            n_ctx=self.max_tokens,
-        )
+            self._open()
+            return self._tokenizer.tokenize(texts, truncate=truncate, prefix=prefix)
 
     def embed(
         self, tokens: Sequence[Tokens], *, batch_size: int | None = None, on_batch: OnBatch | None = None
@@ -250,7 +188,7 @@ class Session:
         lengths = [len(ids) for ids in tokens]
         if lengths and not 1 <= min(lengths) <= max(lengths) <= self.max_tokens:
             raise ValueError(f"token lists have 1..{self.max_tokens} ids here, not {min(lengths)}..{max(lengths)}")
-        n_seq_max = min(self.settings.n_seq_max, batch_size or self.settings.n_seq_max)
+        n_seq_max = min(self.layout.n_seq_max, batch_size or self.layout.n_seq_max)
         rows = np.empty((len(tokens), self.n_embd), dtype=np.float32)
         for batch in pack(lengths, n_tokens_max=self.settings.n_batch, n_seq_max=n_seq_max):
             with self._lock:
@@ -272,15 +210,16 @@ class Session:
         if _is_sound(row)[0]:
             logger.warning("text %d gave a non-finite embedding in a batch; alone it is right", index)
             return row
-        if self.settings.device is not None:
+        if self.layout.devices:
             if self._on_cpu is None:
-                self._on_cpu = Session(
-                    dataclasses.replace(self.settings, device=None, n_gpu_layers=0, load_mode="mmap")
+                on_cpu = dataclasses.replace(
+                    self.layout, devices=(), tensor_split=(), n_gpu_layers=0, is_output_on_host=False, load_mode="mmap"
                 )
+                self._on_cpu = Session(dataclasses.replace(self.settings, layout=on_cpu))
             row = self._on_cpu._decode([ids])  # noqa: SLF001 - the same class
             if _is_sound(row)[0]:
                 logger.warning(
-                    "text %d gave a non-finite embedding on %s; taken from the CPU", index, self.settings.device
+                    "text %d gave a non-finite embedding on %s; taken from the CPU", index, self.layout.devices[0]
                 )
                 return row
         raise NonFiniteEmbeddingError(
@@ -297,7 +236,8 @@ class Session:
             if len(texts) == 1:
                 ids, position = texts[0], np.arange(len(texts[0]), dtype=np.int32)
                 for part in split(len(ids), n_tokens_max=context.n_ubatch):
-                    context.decode(ids[part], position[part], np.zeros(len(ids[part]), dtype=np.int32))
+                    sequence = np.zeros(len(ids[part]), dtype=np.int32)
+                    context.decode(ids[part], position[part], sequence, is_end=part.stop >= len(ids))
             else:
                 lengths = [len(ids) for ids in texts]
                 context.decode(
@@ -311,32 +251,31 @@ class Session:
 
     def _context_for(self, n_tokens: int) -> Context:
         """The context, grown first when a text needs more than it has."""
-        model, context = self._open(), self._context
-        if context is None:
-            raise DecodeError("the context was lost to an earlier failure; open the model again", return_code=-1)
+        model, context = self._open(), self._open_context()
         if n_tokens > (context.n_ctx if self._is_splittable else context.n_ubatch):
             wanted = max(n_tokens, min(2 * context.n_ctx, self.settings.n_ctx_max))
             n_ctx = -(-wanted // _N_CTX_STEP) * _N_CTX_STEP
-            n_ubatch = self.settings.n_ubatch if self._is_splittable else n_ctx
+            n_ubatch = self.layout.n_ubatch if self._is_splittable else n_ctx
+            grown = dataclasses.replace(self.layout, n_ctx=n_ctx, n_ubatch=n_ubatch)
             self._context = None
             context.close()  # first, or the old buffers would stand beside the new ones
             try:
-                self._context = self._new_context(model, n_ctx=n_ctx, n_ubatch=n_ubatch)
+                self._context = self._new_context(model, grown)
             except ModelLoadError:
-                self._context = self._new_context(model, n_ctx=context.n_ctx, n_ubatch=context.n_ubatch)
+                self._context = self._new_context(
+                    model, dataclasses.replace(self.layout, n_ctx=context.n_ctx, n_ubatch=context.n_ubatch)
+                )
                 raise
             context = self._context
         return context
 
-    def _new_context(self, model: Model, *, n_ctx: int, n_ubatch: int) -> Context:
-        return Context(
-            model,
-            n_ctx=n_ctx,
-            n_ubatch=n_ubatch,
-            n_seq_max=self.settings.n_seq_max,
-            pooling_type=self.settings.pooling_type,
-            n_threads=self.settings.n_threads,
-        )
+    def _open_context(self) -> Context:
+        if self._context is None:
+            raise DecodeError("the context was lost to an earlier failure; open the model again", return_code=-1)
+        return self._context
+
+    def _new_context(self, model: Model, layout: Layout) -> Context:
+        return Context(model, layout, pooling_type=self.settings.pooling_type, n_threads=self.settings.n_threads)
 
     def _open(self) -> Model:
         if os.getpid() != self._process_id:
@@ -367,13 +306,18 @@ def _is_sound(rows: Float32Matrix) -> NDArray[np.bool_]:
     return np.asarray(np.isfinite(rows).all(axis=1) & rows.any(axis=1))
 
 
-def _unknown_word(model: Model) -> str:
-    """Find a word that a WordPiece vocabulary has not; "" for other tokenizers, or where it has all of these."""
-    unknown = model.metadata("tokenizer.ggml.unknown_token_id") or "100"
-    if model.vocab_type != "wpm" or not unknown.isdecimal():
-        return ""
-    for word in ("\U00010348", "\ua66e", "\u16a0", "\u2c00"):
-        ids = model.tokenize(word.encode())
-        if len(ids) == 3 and int(ids[1]) == int(unknown):  # CLS, the word, SEP
-            return word
-    return ""
+def _decode_one(context: Context, ids: Tokens) -> NDArray[np.float32]:
+    """Embed one short text, and leave the context empty. Returns (n_embd,)."""
+    try:
+        context.decode(ids, np.arange(len(ids), dtype=np.int32), np.zeros(len(ids), dtype=np.int32))
+        return np.asarray(context.embeddings(1)[0])
+    finally:
+        context.clear()
+
+
+def _disagreement(expected: NDArray[np.float32], row: NDArray[np.float32]) -> str:
+    """Say how two rows differ that should be the same; "" where they agree."""
+    if not (np.isfinite(expected).all() and np.isfinite(row).all()):
+        return "a row is not finite"
+    cosine = float(expected @ row / max(np.linalg.norm(expected) * np.linalg.norm(row), np.finfo(np.float32).tiny))
+    return "" if cosine >= _CANARY_COSINE else f"its row and the ordinary one have cosine {cosine:.6f}"

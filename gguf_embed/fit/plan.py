@@ -8,9 +8,10 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from gguf_embed.config import MAX_THREADS, Config
+from gguf_embed.config import DEVICE_NAME, MAX_THREADS, Config
 from gguf_embed.fit.memory import MemoryCost
 from gguf_embed.models.header import ModelFacts
+from gguf_embed.native.layout import KV_TYPES, Layout
 
 __all__ = ["Candidate", "Limits", "Plan", "Rejection"]
 
@@ -34,19 +35,24 @@ class Limits:
 
     Attributes:
         memory_bytes: most memory, device or host, that the plan may use; None for what is free.
-        device: "auto", "gpu" or "cpu"; None for the configured one.
+        device: "auto", "gpu", "cpu", or one device by ggml's or PyTorch's name ("CUDA1", "cuda:1", "mps"); None for the
+            configured one.
         n_ctx: longest text in tokens; None for as long as model and memory allow.
         n_threads: CPU threads; None for the physical cores.
+        kv_type: "f16" or "q8_0"; None for f16, and q8_0 where only that makes room for n_ctx.
     """
 
     memory_bytes: int | None = None
     device: str | None = None
     n_ctx: int | None = None
     n_threads: int | None = None
+    kv_type: str | None = None
 
     def __post_init__(self) -> None:
-        if self.device not in (None, "auto", "gpu", "cpu"):
-            raise ValueError(f"device is {self.device!r}; it is auto, gpu or cpu")
+        if self.device is not None and not DEVICE_NAME.fullmatch(self.device):
+            raise ValueError(f"device is {self.device!r}; it is auto, gpu, cpu or a name such as CUDA0 or cuda:1")
+        if self.kv_type not in (None, *KV_TYPES):
+            raise ValueError(f"kv_type is {self.kv_type!r}; it is one of {', '.join(KV_TYPES)}")
         for name in ("memory_bytes", "n_ctx", "n_threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -91,21 +97,18 @@ class Plan:
         model_id: what the user asked for.
         quant: the chosen quantization.
         facts: of its file.
-        placement: "gpu" (whole), "partial" or "cpu".
-        device: ggml's name of the accelerator, None on the CPU.
+        placement: "gpu" (whole), "split" (whole, over several devices), "partial" or "cpu".
         device_description: for people.
         is_unified: device and host share their memory.
-        n_gpu_layers: layers on the device, n_layer + 1 for all and the output.
-        n_ctx: tokens in flight to begin with.
+        layout: where the layers go, and how large the context is to begin with.
         n_ctx_max: longest text; the memory for it was free when this plan was made.
         n_batch: tokens packed into one decode.
-        n_ubatch: most tokens of one decode.
-        n_seq_max: most texts of one decode.
         n_threads: CPU threads.
-        load_mode: "mmap", or "none" where a repacked copy would stand beside the map.
-        cost: bytes by part at n_ctx.
+        cost: bytes by part at layout.n_ctx.
         required_bytes: what of the cost counts against available_bytes.
-        available_bytes: what limits and margin leave on the device, or on the host for "cpu".
+        available_bytes: what limits and margin leave on the devices, or on the host for "cpu".
+        free_bytes: what was free there.
+        margin_bytes: what is left alone of it.
         rejected: every other quantization, best first.
         reason: a sentence for people.
     """
@@ -114,19 +117,26 @@ class Plan:
     quant: str
     facts: ModelFacts
     placement: str
-    device: str | None
     device_description: str
     is_unified: bool
-    n_gpu_layers: int
-    n_ctx: int
+    layout: Layout
     n_ctx_max: int
     n_batch: int
-    n_ubatch: int
-    n_seq_max: int
     n_threads: int
-    load_mode: str
     cost: MemoryCost
     required_bytes: int
     available_bytes: int
+    free_bytes: int
+    margin_bytes: int
     rejected: tuple[Rejection, ...]
     reason: str
+
+    @property
+    def device(self) -> str | None:
+        """Ggml's names of the devices, joined by +; None on the CPU."""
+        return "+".join(self.layout.devices) or None
+
+    @property
+    def n_layers_on_device(self) -> int:
+        """Layers that are not on the host, the output not counted."""
+        return max(0, min(self.layout.n_gpu_layers, self.facts.n_layer + 1) - 1)

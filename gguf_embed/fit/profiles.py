@@ -30,7 +30,7 @@ def load_profiles() -> Mapping[str, Hardware]:
                 description=table["description"],
                 total_bytes=parse_size(device["total"]),
                 free_bytes=parse_size(device["free"]),
-                is_unified=device.get("unified", False),
+                kind="unified" if device.get("unified", False) else "discrete",
             ),
         )  # fmt: skip
         profiles[name] = Hardware(

@@ -8,21 +8,20 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from gguf_embed.config import Config
 from gguf_embed.errors import DownloadError, InvalidGGUFError, OfflineError, UnknownQuantError
-from gguf_embed.models.header import ModelFacts, facts_of_header, facts_of_spec, load_facts
+from gguf_embed.models.headers import HeaderCache
 from gguf_embed.models.hub import Hub, Progress, RemoteFile
 from gguf_embed.models.refs import Reference, files_by_quant, parse_reference, select_file
 from gguf_embed.models.registry import load_registry
+from gguf_embed.models.sources import Resolved, Source
 from gguf_embed.models.specs import ModelSpec, QuantFile
 from gguf_embed.models.wheel import fetch_wheel_model, wheel_model_path
-from gguf_embed.native.ggml import parse_header
 
-__all__ = ["Catalog", "Resolved", "Source"]
+__all__ = ["Catalog"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,62 +44,6 @@ _QUALITY_LADDER = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """One way to get one quantization.
-
-    Attributes:
-        origin: "local", "hub" (a known file), "repo" (a repository to be listed) or "wheel".
-        quant: Q4_K_M, ...; "" where a local file's name does not say.
-        repo: of the hub, None for a local file or a wheel.
-        file: inside the repo, None until a repository is listed; of a wheel, its package.
-        revision: commit or branch, None for the newest.
-        size_bytes: of the file; of its tensors for a repository to be listed; None when unknown.
-        sha256: of the file, None when unknown.
-        path: where it lies on disk, None when it must be fetched.
-    """
-
-    origin: str
-    quant: str
-    repo: str | None = None
-    file: str | None = None
-    revision: str | None = None
-    size_bytes: int | None = None
-    sha256: str | None = None
-    path: Path | None = None
-
-    @property
-    def is_on_disk(self) -> bool:
-        """Whether no download is needed."""
-        return self.path is not None
-
-    @property
-    def name(self) -> str:
-        """The file for people: its path on disk, its package, or repo and file."""
-        if self.path is not None:
-            return str(self.path)
-        return f"package {self.file}" if self.origin == "wheel" else "/".join(filter(None, (self.repo, self.file)))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resolved:
-    """What a reference can mean.
-
-    Attributes:
-        reference: as parsed.
-        model_id: the registry's name, else the repo or file.
-        spec: the registry's facts, None for a model that it does not know.
-        sources: quantizations to choose from, best first.
-        others: what there is besides and is not chosen unless named; only where all were asked for.
-    """
-
-    reference: Reference
-    model_id: str
-    spec: ModelSpec | None
-    sources: tuple[Source, ...]
-    others: tuple[Source, ...] = ()
-
-
 class Catalog:
     """Every model that this user can name.
 
@@ -113,6 +56,7 @@ class Catalog:
         self.config = config
         self.registry = load_registry(config.config_dir / "models.toml")
         self.hub = hub or Hub(endpoint=config.endpoint, cache_dir=config.hub_cache, offline=config.offline)
+        self.headers = HeaderCache(config.cache_dir / "headers")
 
     def parse(self, text: str) -> Reference:
         """Read a reference without asking the hub anything.
@@ -158,23 +102,6 @@ class Catalog:
         others = [source for source in besides if source.quant not in chosen]
         return _resolved(reference, model_id, spec, sources, others)
 
-    def facts(self, resolved: Resolved, source: Source) -> ModelFacts:
-        """Facts of one source: from its header on disk, from the registry, else from the header on the hub.
-
-        Raises:
-            ModelLoadError: the header is no usable one.
-            HubError: the header cannot be fetched.
-        """
-        spec = resolved.spec
-        if source.path is not None:
-            facts = load_facts(source.path)
-        else:
-            known = facts_of_spec(spec, source.quant, source.size_bytes) if spec and source.size_bytes else None
-            facts = known or self._fetch_facts(resolved, source)
-        if spec is not None:
-            facts = dataclasses.replace(facts, n_ctx_train=min(facts.n_ctx_train, spec.max_tokens))
-        return facts
-
     def fetch(self, resolved: Resolved, source: Source, *, on_progress: Progress | None = None) -> Path:
         """Return the file on disk, downloading or making it when it is not there.
 
@@ -193,29 +120,21 @@ class Catalog:
             return fetch_wheel_model(
                 resolved.spec.wheel, resolved.spec.model_id, self.config.cache_dir, offline=self.config.offline
             )
-        return self.hub.fetch_file(self._remote(resolved, source), on_progress=on_progress)
+        return self.hub.fetch_file(self.remote(resolved, source), on_progress=on_progress)
 
-    def _fetch_facts(self, resolved: Resolved, source: Source) -> ModelFacts:
-        if source.origin == "wheel":  # small, and its header is there only once it is made
-            return load_facts(self.fetch(resolved, source))
-        remote = self._remote(resolved, source)
-        header = self.hub.fetch_header(remote, parse_header)
-        return facts_of_header(header, Path(PurePosixPath(remote.file).name))
+    def remote(self, resolved: Resolved, source: Source) -> RemoteFile:
+        """Return the exact file of a source on the hub; a repository is listed now.
 
-    def _remote(self, resolved: Resolved, source: Source) -> RemoteFile:
-        """The exact file of a source; a repository is listed now."""
+        Raises:
+            InvalidGGUFError: the source is no file on the hub.
+            HubError: the repository cannot be listed.
+        """
         if source.repo is None:
             raise InvalidGGUFError(f"{source.name} is not on the hub", path=Path(source.name))
         if source.file is None:
             listing = self.hub.fetch_listing(source.repo, source.revision)
             return select_file(listing, source.quant, model_id=resolved.model_id)
-        return RemoteFile(
-            repo=source.repo,
-            revision=source.revision or "main",
-            file=source.file,
-            size_bytes=source.size_bytes,
-            sha256=source.sha256,
-        )
+        return source.remote
 
     def _source_of_spec(self, spec: ModelSpec, quant: str) -> Source:
         """The best way to one quantization: on disk, then the starter wheel, then a pinned file, then a listed repo."""

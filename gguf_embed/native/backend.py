@@ -6,22 +6,42 @@ It must not know models or contexts; native's other modules ask it for the bindi
 from __future__ import annotations
 
 import collections
+import contextlib
 import ctypes
 import functools
 import logging
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from gguf_embed.errors import BackendError
 
-__all__ = ["backend", "clear_errors", "errors_logged", "last_error", "raise_interrupt"]
+__all__ = [
+    "backend",
+    "clear_errors",
+    "errors_logged",
+    "last_error",
+    "library_stamp",
+    "listening",
+    "raise_interrupt",
+    "ran_out_of_memory",
+]
 
 logger = logging.getLogger(__name__)
 
 # Source: ggml/include/ggml.h, enum ggml_log_level. One step quieter than llama.cpp has it: its information fills
-# screens, its warnings are about chat, and its errors reach the user as exceptions.
-_LOG_LEVELS = {1: logging.DEBUG, 2: logging.DEBUG, 3: logging.INFO, 4: logging.INFO}
+# screens, its warnings are about chat, and its errors reach the user as exceptions. Its debugging tells every tensor.
+_LOG_LEVELS = {1: logging.DEBUG - 5, 2: logging.DEBUG, 3: logging.INFO, 4: logging.INFO}
 _LOG_ERROR, _LOG_CONTINUED = 4, 5
 
+# How llama.cpp and its backends say that memory was refused. Source: ggml/src and src of llama.cpp 0c1e57098.
+_OUT_OF_MEMORY = (
+    "out of memory", "failed to allocate", "unable to allocate", "Cannot allocate memory", "bad_alloc",
+    "failed to create ggml context", "OutOfDeviceMemory", "allocation failed", "insufficient memory",
+)  # fmt: skip
+
+_listeners = threading.local()
 _errors: collections.deque[str] = collections.deque(maxlen=20)
 _interrupts: list[bool] = []
 
@@ -52,6 +72,16 @@ def backend() -> Any:
     return binding
 
 
+def library_stamp() -> str:
+    """Tell builds of llama.cpp apart: size and time of its library, which a rebuild or another folder changes."""
+    path = Path(backend()._lib._name)  # noqa: SLF001 - ctypes has no other word for it
+    try:
+        stat = path.stat()
+    except OSError:
+        return path.name
+    return f"{stat.st_size}-{stat.st_mtime_ns}"
+
+
 def _version(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(".")[:3] if part.isdigit())
 
@@ -78,6 +108,8 @@ def _log_callback(binding: Any) -> Any:
         line.clear()
         if level == _LOG_ERROR:
             _errors.append(message)
+        for listener in getattr(_listeners, "active", ()):
+            listener(message)
         logger.log(_LOG_LEVELS.get(level, logging.DEBUG), "%s", message)
 
     return binding.llama_log_callback(receive)
@@ -105,6 +137,22 @@ def raise_interrupt() -> None:
 def clear_errors() -> None:
     """Forget what was logged; called before each call into llama.cpp that may fail."""
     _errors.clear()
+
+
+def ran_out_of_memory() -> bool:
+    """Whether one of those errors is that memory was refused."""
+    return any(words in line for line in _errors for words in _OUT_OF_MEMORY)
+
+
+@contextlib.contextmanager
+def listening(listener: Callable[[str], None]) -> Iterator[None]:
+    """Hand every line that llama.cpp logs in this thread to `listener` too."""
+    active: list[Callable[[str], None]] = _listeners.__dict__.setdefault("active", [])
+    active.append(listener)
+    try:
+        yield
+    finally:
+        active.remove(listener)
 
 
 def errors_logged() -> tuple[str, ...]:

@@ -111,6 +111,45 @@ class _InitParams(ctypes.Structure):
     _fields_ = [("no_alloc", ctypes.c_bool), ("ctx", ctypes.c_void_p)]
 
 
+_POINTER, _SIZE, _TEXT, _INDEX = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_int64
+# Source: ggml/include/gguf.h, ggml.h and ggml-backend.h; return type and arguments.
+_SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
+    "gguf_init_from_file": (_POINTER, [_TEXT, _InitParams]),
+    "gguf_init_from_buffer": (_POINTER, [_TEXT, _SIZE, _InitParams]),
+    "gguf_init_empty": (_POINTER, []),
+    "gguf_free": (None, [_POINTER]),
+    "gguf_get_version": (ctypes.c_uint32, [_POINTER]),
+    "gguf_get_data_offset": (_SIZE, [_POINTER]),
+    "gguf_get_n_kv": (_INDEX, [_POINTER]),
+    "gguf_get_key": (_TEXT, [_POINTER, _INDEX]),
+    "gguf_get_kv_type": (ctypes.c_int, [_POINTER, _INDEX]),
+    "gguf_get_arr_type": (ctypes.c_int, [_POINTER, _INDEX]),
+    "gguf_get_arr_n": (_SIZE, [_POINTER, _INDEX]),
+    "gguf_get_arr_data": (_POINTER, [_POINTER, _INDEX]),
+    "gguf_get_arr_str": (_TEXT, [_POINTER, _INDEX, _SIZE]),
+    "gguf_find_key": (_INDEX, [_POINTER, _TEXT]),
+    "gguf_get_n_tensors": (_INDEX, [_POINTER]),
+    "gguf_get_tensor_name": (_TEXT, [_POINTER, _INDEX]),
+    "gguf_get_tensor_ne": (ctypes.POINTER(ctypes.c_int64), [_POINTER, _INDEX]),
+    "gguf_get_tensor_type": (ctypes.c_int, [_POINTER, _INDEX]),
+    "gguf_get_tensor_size": (_SIZE, [_POINTER, _INDEX]),
+    "gguf_set_val_str": (None, [_POINTER, _TEXT, _TEXT]),
+    "gguf_write_to_file": (ctypes.c_bool, [_POINTER, _TEXT, ctypes.c_bool]),
+    "ggml_type_name": (_TEXT, [ctypes.c_int]),
+    "ggml_get_name": (_TEXT, [_POINTER]),
+    "ggml_nbytes": (_SIZE, [_POINTER]),
+    "ggml_backend_tensor_get": (None, [_POINTER, _POINTER, _SIZE, _SIZE]),
+    "ggml_backend_dev_host_buffer_type": (_POINTER, [_POINTER]),
+    "ggml_backend_cpu_buffer_type": (_POINTER, []),
+    "ggml_backend_dev_name": (_TEXT, [_POINTER]),
+    "ggml_backend_dev_description": (_TEXT, [_POINTER]),
+    "ggml_backend_dev_type": (ctypes.c_int, [_POINTER]),
+    "ggml_backend_dev_memory": (None, [_POINTER, ctypes.POINTER(_SIZE), ctypes.POINTER(_SIZE)]),
+    "ggml_backend_dev_backend_reg": (_POINTER, [_POINTER]),
+    "ggml_backend_reg_name": (_TEXT, [_POINTER]),
+}
+
+
 @functools.cache
 def libraries() -> tuple[ctypes.CDLL, ctypes.CDLL]:
     """Load libggml-base and libggml from beside libllama.
@@ -123,44 +162,14 @@ def libraries() -> tuple[ctypes.CDLL, ctypes.CDLL]:
 
     base = load_shared_library("ggml-base", binding._base_path)  # noqa: SLF001 - the only place that tells the folder
     ggml = load_shared_library("ggml", binding._base_path)  # noqa: SLF001
-    pointer, size, text, index = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_int64
-    signatures = {
-        "gguf_init_from_file": (pointer, [text, _InitParams]),
-        "gguf_init_from_buffer": (pointer, [text, size, _InitParams]),
-        "gguf_init_empty": (pointer, []),
-        "gguf_free": (None, [pointer]),
-        "gguf_get_version": (ctypes.c_uint32, [pointer]),
-        "gguf_get_data_offset": (size, [pointer]),
-        "gguf_get_n_kv": (index, [pointer]),
-        "gguf_get_key": (text, [pointer, index]),
-        "gguf_get_kv_type": (ctypes.c_int, [pointer, index]),
-        "gguf_get_arr_type": (ctypes.c_int, [pointer, index]),
-        "gguf_get_arr_n": (size, [pointer, index]),
-        "gguf_get_arr_data": (pointer, [pointer, index]),
-        "gguf_get_arr_str": (text, [pointer, index, size]),
-        "gguf_find_key": (index, [pointer, text]),
-        "gguf_get_n_tensors": (index, [pointer]),
-        "gguf_get_tensor_name": (text, [pointer, index]),
-        "gguf_get_tensor_ne": (ctypes.POINTER(ctypes.c_int64), [pointer, index]),
-        "gguf_get_tensor_type": (ctypes.c_int, [pointer, index]),
-        "gguf_get_tensor_size": (size, [pointer, index]),
-        "gguf_set_val_str": (None, [pointer, text, text]),
-        "gguf_write_to_file": (ctypes.c_bool, [pointer, text, ctypes.c_bool]),
-        "ggml_type_name": (text, [ctypes.c_int]),
-        "ggml_backend_dev_name": (text, [pointer]),
-        "ggml_backend_dev_description": (text, [pointer]),
-        "ggml_backend_dev_type": (ctypes.c_int, [pointer]),
-        "ggml_backend_dev_memory": (None, [pointer, ctypes.POINTER(size), ctypes.POINTER(size)]),
-        "ggml_backend_dev_backend_reg": (pointer, [pointer]),
-        "ggml_backend_reg_name": (text, [pointer]),
-    }
+    signatures = dict(_SIGNATURES)
     for kind, (_, c_type) in _GETTERS.items():
-        signatures[f"gguf_get_val_{_GETTERS[kind][0]}"] = (c_type, [pointer, index])
+        signatures[f"gguf_get_val_{_GETTERS[kind][0]}"] = (c_type, [_POINTER, _INDEX])
     for name, (restype, argtypes) in signatures.items():
         function = getattr(base, name)
         function.restype, function.argtypes = restype, argtypes
-    ggml.ggml_backend_dev_count.restype, ggml.ggml_backend_dev_count.argtypes = size, []
-    ggml.ggml_backend_dev_get.restype, ggml.ggml_backend_dev_get.argtypes = pointer, [size]
+    ggml.ggml_backend_dev_count.restype, ggml.ggml_backend_dev_count.argtypes = _SIZE, []
+    ggml.ggml_backend_dev_get.restype, ggml.ggml_backend_dev_get.argtypes = _POINTER, [_SIZE]
     return base, ggml
 
 
@@ -201,6 +210,22 @@ def device_handle(name: str) -> int:
         if device.name == name:
             return int(ggml.ggml_backend_dev_get(device.index))
     raise ValueError(f"no device is called {name!r}; there are {', '.join(d.name for d in probe_devices())}")
+
+
+class _BufferOverride(ctypes.Structure):
+    _fields_ = [("pattern", ctypes.c_char_p), ("buffer_type", ctypes.c_void_p)]
+
+
+def output_on_host(device: str) -> Any:
+    """Make llama_model_params.tensor_buft_overrides that keep the vocabulary projection in host memory.
+
+    The device's own host memory type is asked for: with mmap llama.cpp turns it into the mapping, which a tied token
+    table then shares, where the CPU's type might repack a second copy (src/llama-model-loader.cpp, buft_for_tensor).
+    """
+    base, _ = libraries()
+    host = base.ggml_backend_dev_host_buffer_type(device_handle(device)) or base.ggml_backend_cpu_buffer_type()
+    override = _BufferOverride(rb"^(output|token_embd)\.weight$", host)
+    return (_BufferOverride * 2)(override, _BufferOverride())  # an entry without a pattern ends the list
 
 
 def load_header(path: Path) -> GGUFHeader:

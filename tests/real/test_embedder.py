@@ -188,10 +188,10 @@ def test_growth_that_fails_leaves_the_old_context(tmp_path, monkeypatch):
         before = model.encode("the")
         real = engine.Context
 
-        def failing(*args, n_ctx, **sizes):
-            if n_ctx > 2048:
+        def failing(model, layout, **sizes):
+            if layout.n_ctx > 2048:
                 raise ModelLoadError("no memory", path=path)
-            return real(*args, n_ctx=n_ctx, **sizes)
+            return real(model, layout, **sizes)
 
         monkeypatch.setattr(engine, "Context", failing)
         with pytest.raises(ModelLoadError):

@@ -12,11 +12,12 @@ import pytest
 import synthetic
 from fake_hub import FakeHub
 
-from gguf_embed import Embedder, Limits, OfflineError, UnsupportedModelError
+from gguf_embed import DoesNotFitError, Embedder, Limits, OfflineError, UnsupportedModelError
 from gguf_embed.cli.app import run
 
 REPO = "someone/synthetic-GGUF"
 QUANTS = ("Q8_0", "Q4_K_M", "Q4_K_S", "Q3_K_M")
+QUANTS_OF_THE_LADDER = QUANTS[1:]
 
 
 @pytest.fixture
@@ -56,10 +57,17 @@ def test_cached_and_offline_makes_no_request(hub, monkeypatch):
 
 
 def test_less_memory_takes_a_smaller_quantization(hub):
-    """Limits move the choice down the ladder, never up."""
-    needs = {lost.quant: lost.required_bytes for lost in Embedder(REPO).plan.rejected}
-    assert Embedder(REPO, limits=Limits(memory_bytes=needs["Q4_K_S"])).plan.quant == "Q4_K_S"
-    assert Embedder(REPO, limits=Limits(memory_bytes=needs["Q3_K_M"])).plan.quant == "Q3_K_M"
+    """Limits move the choice down the ladder, never up, until nothing fits."""
+    plan = Embedder(REPO).plan
+    taken = []
+    for tenth in range(10, -1, -1):
+        try:
+            limits = Limits(memory_bytes=max(1, plan.required_bytes * tenth // 10))
+            taken.append(QUANTS_OF_THE_LADDER.index(Embedder(REPO, limits=limits).plan.quant))
+        except DoesNotFitError:
+            taken.append(len(QUANTS_OF_THE_LADDER))
+    assert taken == sorted(taken)
+    assert (taken[0], taken[-1]) == (0, len(QUANTS_OF_THE_LADDER))
 
 
 def test_a_listed_repository_of_the_registry(hub, tmp_path):

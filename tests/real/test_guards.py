@@ -24,7 +24,9 @@ from gguf_embed import (
     UnsupportedModelError,
 )
 from gguf_embed.engine.normalizing import endless_run
-from gguf_embed.native.llama import Context, Model
+from gguf_embed.native.context import Context
+from gguf_embed.native.layout import Layout
+from gguf_embed.native.llama import Model
 
 
 @pytest.fixture
@@ -112,7 +114,7 @@ def test_decode_failure_leaves_the_model_usable(model, monkeypatch):
     """After llama_decode fails, the error has its code and the next call is right."""
     before = model.encode("the capital")
     real = Context.decode
-    monkeypatch.setattr(Context, "decode", lambda *_: (_ for _ in ()).throw(DecodeError("no", return_code=1)))
+    monkeypatch.setattr(Context, "decode", lambda *_, **__: (_ for _ in ()).throw(DecodeError("no", return_code=1)))
     with pytest.raises(DecodeError):
         model.encode("the capital")
     monkeypatch.setattr(Context, "decode", real)
@@ -150,10 +152,12 @@ def test_context_refuses_what_would_abort(qwen3):
     with Model(qwen3) as loaded:
         for sizes in ({"n_seq_max": 65}, {"n_seq_max": 0}, {"n_ubatch": 4096}):
             with pytest.raises(ValueError, match="does not hold"):
-                Context(
-                    loaded, **({"n_ctx": 512, "n_ubatch": 64, "n_seq_max": 4} | sizes), pooling_type="last", n_threads=1
-                )
-        context = Context(loaded, n_ctx=256, n_ubatch=64, n_seq_max=4, pooling_type="last", n_threads=1)
+                Layout(**({"n_ctx": 512, "n_ubatch": 64, "n_seq_max": 4} | sizes))
+        with pytest.raises(ValueError, match="fewer sequences"):
+            Context(loaded, Layout(n_ctx=2048, n_ubatch=2048, n_seq_max=2048), pooling_type="last", n_threads=1)
+        with pytest.raises(ValueError, match="head can be skipped"):
+            Context(loaded, Layout(skips_head=True), pooling_type="mean", n_threads=1)
+        context = Context(loaded, Layout(n_ctx=256, n_ubatch=64, n_seq_max=4), pooling_type="last", n_threads=1)
         ids = np.zeros(65, dtype=np.int32)
         for n_tokens, seq in ((0, 0), (65, 0), (3, 4), (3, -1)):
             with pytest.raises(ValueError, match=r"tokens|sequence"):

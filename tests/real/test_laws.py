@@ -10,6 +10,7 @@ import pytest
 import synthetic
 
 from gguf_embed import DimensionError, Embedder, Limits, similarity_pairwise
+from gguf_embed.native.layout import Layout
 
 
 def texts_of(n: int, seed: int = 0, longest: int = 60) -> list[str]:
@@ -77,10 +78,10 @@ def test_long_texts_are_split_without_loss(tmp_path):
     path = synthetic.write_qwen3(tmp_path / "long.gguf", shape=synthetic.Qwen3Shape(n_ctx_train=4096))
     text = " ".join(texts_of(1, seed=3, longest=50)) * 60
     with Embedder(str(path)) as split, Embedder(str(path)) as whole:
-        assert len(split.tokenize([text])[0]) > 3 * split.plan.n_ubatch
+        assert len(split.tokenize([text])[0]) > 3 * split.plan.layout.n_ubatch
         whole.load()
         whole._session._context = whole._session._context.__class__(
-            whole._session._model, n_ctx=4096, n_ubatch=4096, n_seq_max=1, pooling_type="last", n_threads=2
+            whole._session._model, Layout(n_ctx=4096, n_ubatch=4096, n_seq_max=1), pooling_type="last", n_threads=2
         )
         assert split.similarity(split.encode(text), whole.encode(text))[0, 0] >= 0.9999
 
@@ -135,7 +136,7 @@ def test_context_grows_for_a_long_text(tmp_path):
     path = synthetic.write_qwen3(tmp_path / "grow.gguf", shape=synthetic.Qwen3Shape(n_ctx_train=8192))
     with Embedder(str(path)) as model:
         before = model.encode("the capital")
-        assert model.plan.n_ctx == 2048
+        assert model.plan.layout.n_ctx == 2048
         model.encode("a" * 5000)
         assert model._session._context.n_ctx >= 5001
         assert model.similarity(before, model.encode("the capital"))[0, 0] > 0.99999

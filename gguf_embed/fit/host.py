@@ -1,0 +1,104 @@
+"""Host memory that this process can have: the system's, its container's, its own limits.
+
+It must not know devices or models.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+__all__ = ["HostMemory", "probe_host"]
+
+_CGROUP_ROOT = Path("/sys/fs/cgroup")
+# What a limit on the address space must also hold and no plan counts: stacks and malloc's arena of each thread.
+_ADDRESSES_PER_THREAD = 72 << 20  # 8 + 64 MiB, glibc's defaults
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostMemory:
+    """Memory of the host as this process may use it.
+
+    Attributes:
+        total_bytes: of the machine, or what its control group allows.
+        available_bytes: what can still be had without swapping.
+        limited_by: "" for the machine itself, else what holds it to less: "cgroup" or "RLIMIT_AS".
+    """
+
+    total_bytes: int
+    available_bytes: int
+    limited_by: str = ""
+
+
+def probe_host(*, n_threads: int = 1) -> HostMemory:
+    """Ask the system, the control group and the process's own limit; the least counts.
+
+    Args:
+        n_threads: threads that llama.cpp will start, which a limited address space must hold too.
+    """
+    memory = psutil.virtual_memory()
+    total, available, limited_by = memory.total, memory.available, ""
+    for limit, used in _cgroup_limits():
+        if limit - used < available:
+            available, limited_by = max(0, limit - used), "cgroup"
+        total = min(total, limit)
+    room = _address_space()
+    if room is not None and room - n_threads * _ADDRESSES_PER_THREAD < available:
+        available, limited_by = max(0, room - n_threads * _ADDRESSES_PER_THREAD), "RLIMIT_AS"
+    return HostMemory(total_bytes=total, available_bytes=available, limited_by=limited_by)
+
+
+def _cgroup_limits() -> Iterator[tuple[int, int]]:
+    """Limit and use in bytes of every control group of memory that this process is in, innermost first.
+
+    Use leaves out the page cache that the kernel would give up first.
+    Source: Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst of Linux.
+    """
+    if sys.platform != "linux":
+        return
+    try:
+        lines = Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, names = _CGROUP_ROOT, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            root = _CGROUP_ROOT / "memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        # Inside a container the path may be the host's; its own group is then the root of the mount.
+        folder = root / path.lstrip("/")
+        for group in (folder, *folder.parents) if folder.is_dir() else (root,):
+            if not group.is_relative_to(root):
+                break
+            if found := _limit_of(group, *names):
+                yield found
+
+
+def _limit_of(group: Path, limit_name: str, used_name: str, cache_key: str) -> tuple[int, int] | None:
+    with contextlib.suppress(OSError, ValueError):
+        limit = int((group / limit_name).read_text(encoding="ascii"))  # "max" is a ValueError: no limit
+        used = int((group / used_name).read_text(encoding="ascii"))
+        stat = (group / "memory.stat").read_text(encoding="ascii").splitlines()
+        cache = next((int(line.split()[1]) for line in stat if line.startswith(f"{cache_key} ")), 0)
+        return limit, max(0, used - cache)
+    return None
+
+
+def _address_space() -> int | None:
+    """Bytes of address space that RLIMIT_AS leaves this process, None where it is not limited."""
+    if os.name != "posix":
+        return None
+    import resource  # noqa: PLC0415 - not on Windows
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return None if limit == resource.RLIM_INFINITY else max(0, limit - psutil.Process().memory_info().vms)

@@ -1,0 +1,132 @@
+"""The ways to lay one file out in one place, best first.
+
+Pure. It must not know which of them fits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from gguf_embed.fit.memory import memory_cost
+from gguf_embed.fit.places import Place
+from gguf_embed.fit.plan import Limits
+from gguf_embed.models.header import ModelFacts
+from gguf_embed.native.layout import Layout
+
+__all__ = ["N_CTX_FLOOR", "N_CTX_WORKING", "can_split_texts", "layouts", "n_ctx_working", "whole_layout"]
+
+# Tokens in flight: what a plan has at least, and what the smallest quantization may go down to.
+N_CTX_WORKING, N_CTX_FLOOR = 2048, 512
+# Part of a model on a device leaves room there to grow to this: a longer text must not be refused for one more layer.
+N_CTX_PARTIAL = 4096
+N_UBATCH = 512
+# Smaller decodes need smaller compute buffers; the last resorts before a smaller quantization.
+_N_UBATCHES = (N_UBATCH, 256, 128)
+N_SEQ_MAX = 64
+# llama.cpp computes a projection that is kept on the host there only for fewer than 32 rows; for more it would copy
+# the weights over after all. Source: ggml/src/ggml-cuda/ggml-cuda.cu, GGML_OP_OFFLOAD_MIN_BATCH.
+_N_SEQ_MAX_OUTPUT_ON_HOST = 16
+
+
+def can_split_texts(facts: ModelFacts) -> bool:
+    """Only a causal model that pools its last token may take a text in several decodes."""
+    return facts.is_causal and facts.pooling_type == "last"
+
+
+def n_ctx_working(facts: ModelFacts, limits: Limits) -> int:
+    """Tokens in flight that a plan for this model has at least."""
+    return limits.n_ctx or min(N_CTX_WORKING if can_split_texts(facts) else N_UBATCH, facts.n_ctx_train)
+
+
+def layouts(facts: ModelFacts, place: Place, limits: Limits, *, at_floor: bool = False) -> list[Layout]:
+    """List layouts of a file in a place, best first.
+
+    Args:
+        facts: of the file.
+        place: where.
+        limits: what the user allows.
+        at_floor: with the smallest context instead of the working one.
+
+    Returns:
+        None at all where there is no smaller context than the working one; where a part of the model is asked for,
+        one for each number of layers that the place could hold.
+    """
+    n_ctx = n_ctx_working(facts, limits)
+    if at_floor:
+        if limits.n_ctx is not None or not can_split_texts(facts) or n_ctx <= N_CTX_FLOOR:
+            return []
+        n_ctx = N_CTX_FLOOR
+    found = []
+    for kv_type in _kv_types(facts, limits):
+        sized = [
+            dataclasses.replace(whole_layout(facts, place, n_ctx=n_ctx, n_ubatch=n_ubatch), kv_type=kv_type)
+            for n_ubatch in _n_ubatches(facts, n_ctx)
+        ]
+        if place.placement == "partial":
+            found += list(_parts(facts, sized[0], limits))
+            continue
+        found += sized
+        if facts.is_decoder and place.accelerators and not place.is_unified:
+            found += [_without_output(layout) for layout in sized]
+    return [shared for layout in found for shared in _shared_out(facts, place, layout)]
+
+
+def whole_layout(facts: ModelFacts, place: Place, *, n_ctx: int = N_CTX_WORKING, n_ubatch: int = N_UBATCH) -> Layout:
+    """Return the layout with all of a model in a place."""
+    n_ubatch = min(n_ubatch, n_ctx)
+    return Layout(
+        n_ctx=n_ctx,
+        n_ubatch=n_ubatch,
+        n_seq_max=min(N_SEQ_MAX, n_ubatch),
+        n_gpu_layers=facts.n_layer + 1 if place.accelerators else 0,
+        devices=tuple(one.name for one in place.accelerators),
+        skips_head=can_split_texts(facts),
+        # A repacked copy would stand beside the map; on a device nothing is repacked.
+        load_mode="mmap" if place.placement in ("gpu", "split") else "none",
+    )
+
+
+def _kv_types(facts: ModelFacts, limits: Limits) -> tuple[str, ...]:
+    """Cache types to try: F16, and Q8_0 where the user's own n_ctx does not fit otherwise; blocks are of 32."""
+    can_quantize = facts.is_decoder and facts.head_dim % 32 == 0
+    if limits.kv_type is not None:
+        return (limits.kv_type if can_quantize else "f16",)
+    return ("f16", "q8_0") if can_quantize and limits.n_ctx is not None else ("f16",)
+
+
+def _n_ubatches(facts: ModelFacts, n_ctx: int) -> tuple[int, ...]:
+    if not can_split_texts(facts):
+        return (n_ctx,)  # a text must be whole in one decode
+    return tuple(dict.fromkeys(min(n_ubatch, n_ctx) for n_ubatch in _N_UBATCHES))
+
+
+def _without_output(layout: Layout) -> Layout:
+    return dataclasses.replace(
+        layout, is_output_on_host=True, n_seq_max=min(layout.n_seq_max, _N_SEQ_MAX_OUTPUT_ON_HOST)
+    )
+
+
+def _parts(facts: ModelFacts, layout: Layout, limits: Limits) -> Iterator[Layout]:
+    """Fewer and fewer layers on the device, with room in the context to grow."""
+    if limits.n_ctx is None and can_split_texts(facts):
+        layout = dataclasses.replace(layout, n_ctx=min(max(N_CTX_PARTIAL, layout.n_ctx), facts.n_ctx_train))
+    if facts.is_decoder:
+        layout = _without_output(layout)
+    for n_layers in range(facts.n_layer, 0, -1):
+        yield dataclasses.replace(layout, n_gpu_layers=n_layers + 1)
+
+
+def _shared_out(facts: ModelFacts, place: Place, layout: Layout) -> Iterator[Layout]:
+    """Share the layers of a whole model out over several devices, by how many each has room for."""
+    if place.placement != "split":
+        yield layout
+        return
+    n_layers, n_devices = facts.n_layer + 1, len(place.budgets)
+    usage = memory_cost(facts, dataclasses.replace(layout, devices=layout.devices[:1])).devices[0]
+    a_layer = max(1, (usage.weights_bytes + usage.kv_bytes) // n_layers)
+    room = [1 + max(0, budget - usage.compute_bytes) // a_layer for budget in place.budgets]
+    ends = [n_layers * sum(room[: index + 1]) // sum(room) for index in range(n_devices)]
+    shares = tuple(end - begin for begin, end in zip([0, *ends], ends, strict=False))
+    if min(shares) >= 1:
+        yield dataclasses.replace(layout, tensor_split=shares)

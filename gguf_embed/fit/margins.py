@@ -1,0 +1,82 @@
+"""What failed loads taught about this machine: how much of a memory that looks free cannot be had.
+
+It must not know why a load failed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from gguf_embed.errors import StorageError
+from gguf_embed.fit.hardware import Hardware
+
+__all__ = ["forget_margins", "load_margins", "margins_path", "remember_margin"]
+
+logger = logging.getLogger(__name__)
+
+
+def margins_path(state_dir: Path) -> Path:
+    """Return the file that holds them."""
+    return state_dir / "margins.json"
+
+
+def load_margins(state_dir: Path, hardware: Hardware) -> dict[str, int]:
+    """Read what was learnt on this machine with this build; nothing where there is nothing to read.
+
+    Returns:
+        Bytes to leave alone by device, "host" for the CPU.
+    """
+    entry = _load(state_dir).get(hardware.fingerprint, {})
+    if not isinstance(entry, dict) or entry.get("llama_cpp") != version("llama-cpp-python"):
+        return {}
+    margins = entry.get("margins")
+    return {str(name): int(size) for name, size in margins.items()} if isinstance(margins, dict) else {}
+
+
+def remember_margin(state_dir: Path, hardware: Hardware, margins: Mapping[str, int]) -> None:
+    """Write them down, beside those of other machines; a folder that cannot be written only costs the next failure."""
+    known = _load(state_dir)
+    known[hardware.fingerprint] = {
+        "margins": dict(margins),
+        "llama_cpp": version("llama-cpp-python"),
+        "since": date.today().isoformat(),  # noqa: DTZ011 - for people, in their own time zone
+    }
+    path = margins_path(state_dir)
+    fresh = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh.write_text(json.dumps(known, indent=2), encoding="utf-8")
+        fresh.replace(path)
+    except OSError as error:
+        logger.info("what this machine taught cannot be kept in %s: %s", path, error)
+
+
+def forget_margins(state_dir: Path) -> bool:
+    """Delete them all. Returns whether there were any.
+
+    Raises:
+        StorageError: the file cannot be deleted.
+    """
+    path = margins_path(state_dir)
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise StorageError(f"{path} cannot be deleted: {error.strerror}", path=path) from error
+    return True
+
+
+def _load(state_dir: Path) -> dict[str, Any]:
+    try:
+        known = json.loads(margins_path(state_dir).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}

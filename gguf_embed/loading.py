@@ -1,0 +1,157 @@
+"""Loads what was planned, and steps down where memory is refused after all: once, aloud, and remembered.
+
+It joins selection and engine; it must not know texts or vectors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from gguf_embed.engine.session import Session
+from gguf_embed.errors import AllocationError, DoesNotFitError
+from gguf_embed.fit import hardware
+from gguf_embed.fit.hardware import Hardware
+from gguf_embed.fit.margins import load_margins, remember_margin
+from gguf_embed.fit.planner import Limits, Plan
+from gguf_embed.models.catalog import Catalog
+from gguf_embed.native.buffers import Buffer
+from gguf_embed.native.reserve import can_reserve
+from gguf_embed.selection import Overrides, Selection, check_on_disk, select, session_settings
+from gguf_embed.sizes import format_size
+
+__all__ = ["load_session"]
+
+logger = logging.getLogger(__name__)
+
+# How far what llama.cpp allocates may be from the plan before that is worth a word. DESIGN, section 8.
+_TOLERANCE_BYTES = 64 << 20
+_TOLERANCE = 0.03
+
+
+def load_session(
+    catalog: Catalog, selection: Selection, path: Path, *, limits: Limits, overrides: Overrides
+) -> tuple[Selection, Session]:
+    """Load the chosen file as planned, or as much less as the memory allows that llama.cpp really gets.
+
+    Args:
+        catalog: where the selection comes from.
+        selection: as chosen.
+        path: of its file.
+        limits: what the plan may use.
+        overrides: what the caller knows better than the file.
+
+    Returns:
+        What runs, with the plan that it runs by.
+
+    Raises:
+        DoesNotFitError: nothing on this disk can be loaded, down to the smallest context on the CPU.
+        ModelLoadError: the file cannot be embedded with.
+    """
+    asked, machine = selection, hardware.probe()
+    margins = dict(load_margins(catalog.config.state_dir, machine))
+    first = selection = check_on_disk(selection, path, overrides=overrides)
+    while True:
+        try:
+            session = _open(selection, path)
+        except AllocationError as error:
+            logger.info("%s", error)
+            _leave_alone(margins, selection.plan, machine)
+            selection = _next(catalog, asked, path, limits=limits, overrides=overrides, margins=margins)
+            path = selection.source.path or path
+            selection = check_on_disk(selection, path, overrides=overrides)
+        else:
+            break
+    if selection is not first:
+        remember_margin(catalog.config.state_dir, machine, margins)
+        _warn(first.plan, selection.plan)
+    _compare(selection.plan, session.buffers)
+    return selection, session
+
+
+def _open(selection: Selection, path: Path) -> Session:
+    plan = selection.plan
+    host_bytes = plan.cost.host_bytes - plan.cost.host.process_bytes
+    if not can_reserve(host_bytes, n_threads=plan.n_threads):
+        raise AllocationError(
+            f"{path.name}: the system refuses this process {format_size(host_bytes)} of memory", path=path
+        )
+    return Session(session_settings(selection, path))
+
+
+def _place_of(plan: Plan) -> tuple[str, ...]:
+    return plan.layout.devices or ("host",)
+
+
+def _leave_alone(margins: dict[str, int], plan: Plan, machine: Hardware) -> None:
+    """Raise the margin of the memory that failed so far that this plan is not chosen again."""
+    free = {one.name: one.free_bytes for one in machine.accelerators} | {"host": machine.ram_available_bytes}
+    used = [usage.total_bytes for usage in plan.cost.devices] if plan.layout.devices else [plan.cost.host_bytes]
+    if plan.is_unified:
+        used = [plan.required_bytes]
+    for name, used_bytes in zip(_place_of(plan), used, strict=True):
+        margins[name] = max(margins.get(name, 0), free.get(name, 0) - used_bytes) + 1
+
+
+def _next(
+    catalog: Catalog, asked: Selection, path: Path, *, limits: Limits, overrides: Overrides, margins: dict[str, int]
+) -> Selection:
+    """Choose again among the files that are on this disk, the one that failed first."""
+    here = dataclasses.replace(asked.source, path=path)
+    sources = asked.resolved.sources
+    smaller = [one for one in sources[sources.index(asked.source) + 1 :] if one.is_on_disk]
+    resolved = dataclasses.replace(asked.resolved, sources=(here, *smaller), others=())
+    try:
+        return select(catalog, resolved, limits=limits, overrides=overrides, margins=margins)
+    except DoesNotFitError as error:
+        raise DoesNotFitError(
+            f"{error} It looked as if it would fit, and the memory was refused when it was loaded.",
+            required_bytes=error.required_bytes,
+            available_bytes=error.available_bytes,
+            rejected=error.rejected,
+        ) from error
+
+
+def _warn(before: Plan, after: Plan) -> None:
+    logger.warning(
+        "memory was refused on %s for %s; running %s instead. Remembered for this machine; forget it with: "
+        "gguf-embed doctor --forget",
+        " and ".join(_place_of(before)),
+        _summary(before),
+        _summary(after),
+    )
+
+
+def _summary(plan: Plan) -> str:
+    where = " and ".join(_place_of(plan))
+    if plan.placement == "partial":
+        where = f"{plan.n_layers_on_device} of {plan.facts.n_layer} layers on {where}"
+    return (
+        f"{plan.quant} on {where} with n_ctx {plan.layout.n_ctx:,}, n_ubatch {plan.layout.n_ubatch} "
+        f"({format_size(plan.required_bytes)})"
+    )
+
+
+def _compare(plan: Plan, buffers: Sequence[Buffer]) -> None:
+    """Hold what llama.cpp allocated against the plan, and say where it is more."""
+    on_devices = 0
+    for device, usage in zip(plan.layout.devices, plan.cost.devices, strict=True):
+        real_bytes = sum(buffer.size_bytes for buffer in buffers if buffer.is_on(device))
+        on_devices += real_bytes
+        _say(device, real_bytes, usage.total_bytes)
+    if plan.layout.load_mode == "none":  # a map is counted whole and used in part
+        real_bytes = sum(buffer.size_bytes for buffer in buffers) - on_devices
+        _say("host memory", real_bytes, plan.cost.host_bytes - plan.cost.host.process_bytes)
+
+
+def _say(where: str, real_bytes: int, planned_bytes: int) -> None:
+    is_over = real_bytes - planned_bytes > max(_TOLERANCE_BYTES, _TOLERANCE * planned_bytes)
+    logger.log(
+        logging.WARNING if is_over else logging.INFO,
+        "%s: llama.cpp allocated %s; %s were planned",
+        where,
+        format_size(real_bytes),
+        format_size(planned_bytes),
+    )
