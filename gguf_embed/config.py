@@ -43,6 +43,7 @@ class Config:
         n_threads: CPU threads, None for the physical cores.
         offline: never use the network.
         endpoint: the model hub's address.
+        cuda_visible_devices: what CUDA is told to use of its devices, None for all.
         hub_cache: Hugging Face cache folder, shared with every other tool that uses it.
         cache_dir: models that this program makes itself (the starter model).
         state_dir: what was learnt about this machine.
@@ -55,6 +56,7 @@ class Config:
     n_threads: int | None = None
     offline: bool = False
     endpoint: str = DEFAULT_ENDPOINT
+    cuda_visible_devices: str | None = None
     hub_cache: Path
     cache_dir: Path
     state_dir: Path
@@ -89,6 +91,7 @@ def load_config(environ: Mapping[str, str] | None = None) -> Config:
         "hub_cache": _hub_cache(env), "cache_dir": cache_dir, "state_dir": state_dir, "config_dir": config_dir
     }  # fmt: skip
     settings |= _from_file(config_dir / "config.toml")
+    settings["cuda_visible_devices"] = env.get("CUDA_VISIBLE_DEVICES")
     if endpoint := env.get("HF_ENDPOINT"):
         settings["endpoint"] = endpoint
     if raw := env.get("HF_HUB_OFFLINE"):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 from gguf_embed.sizes import format_size
 
-__all__ = ["download_progress", "texts_progress"]
+__all__ = ["download_progress", "tensors_progress", "texts_progress"]
 
 _PLAIN_EVERY_S = 5.0
 
@@ -65,6 +65,20 @@ def download_progress(label: str) -> Iterator[Callable[[int, int], None]]:
             advance(present, total, f"{words}  {format_size(int(speed))}/s" if now > first[0] else words)
 
         yield on_bytes
+
+
+@contextlib.contextmanager
+def tensors_progress(label: str) -> Iterator[Callable[[int, int], None]]:
+    """Show tensors done.
+
+    Args:
+        label: what is made.
+
+    Yields:
+        To be called with tensors done and tensors in all.
+    """
+    with _bar(label, None) as advance:
+        yield lambda done, total: advance(done, total, f"{done}/{total} tensors")
 
 
 @contextlib.contextmanager

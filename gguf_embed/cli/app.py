@@ -31,6 +31,8 @@ _COMMANDS = {
     "list": ("manage", "List the model files on this disk."),
     "show": ("manage", "Show what is known of a model."),
     "rm": ("manage", "Delete a model's files from this disk."),
+    "quantize": ("quantize", "Make a quantization of a model on this machine."),
+    "doctor": ("doctor", "Look this machine over."),
     "models": ("manage", "List the models that have a name here."),
     "completion": ("manage", "Print the script that completes commands in a shell."),
 }

@@ -15,6 +15,8 @@ from gguf_embed.config import Config
 from gguf_embed.errors import DownloadError, InvalidGGUFError, OfflineError, UnknownQuantError
 from gguf_embed.models.headers import HeaderCache
 from gguf_embed.models.hub import Hub, Progress, RemoteFile
+from gguf_embed.models.ladders import QUALITY_LADDER, ladder_of, quality_rank
+from gguf_embed.models.made import made_path, unknown_quant
 from gguf_embed.models.refs import Reference, files_by_quant, parse_reference, select_file
 from gguf_embed.models.registry import load_registry
 from gguf_embed.models.sources import Resolved, Source
@@ -24,24 +26,6 @@ from gguf_embed.models.wheel import fetch_wheel_model, wheel_model_path
 __all__ = ["Catalog"]
 
 logger = logging.getLogger(__name__)
-
-# What is tried of a repo that the registry does not know, best first; the other quants only when named.
-_LADDER = ("Q4_K_M", "Q4_K_S", "Q3_K_M")
-_QUALITY_LADDER = (
-    "F32",
-    "F16",
-    "BF16",
-    "Q8_0",
-    "Q6_K",
-    "Q5_K_M",
-    "Q5_K_S",
-    "Q5_0",
-    *_LADDER,
-    "IQ4_XS",
-    "Q4_0",
-    "Q3_K_S",
-    "Q2_K",
-)
 
 
 class Catalog:
@@ -74,7 +58,7 @@ class Catalog:
 
         Args:
             text: any form of model reference.
-            prefer: "default", or "quality" for the ladder that starts with F16 and Q8_0.
+            prefer: which quantizations come first; one of ladders.PREFERENCES.
             with_others: also list what is outside the ladder.
 
         Raises:
@@ -82,17 +66,15 @@ class Catalog:
             UnknownQuantError: the model does not come in this quantization.
             HubError: the repository cannot be listed.
         """
-        if prefer not in ("default", "quality"):
-            raise ValueError(f"prefer is {prefer!r}; it is default or quality")
         reference = self.parse(text)
         spec = reference.spec
         if reference.path is not None:
             sources = [Source(origin="local", quant=reference.quant or "", path=reference.path.absolute())]
             return _resolved(reference, reference.path.name, spec, sources)
         if reference.repo is None and spec is not None:
-            wanted = _wanted(reference, _ladder(prefer, spec))
+            wanted = _wanted(reference, ladder_of(prefer, spec))
             sources = self._reachable([self._source_of_spec(spec, quant) for quant in wanted])
-            quants = sorted(set(spec.quants) - set(wanted), key=_quality) if with_others else ()
+            quants = sorted(set(spec.quants) - set(wanted), key=quality_rank) if with_others else ()
             others = [self._source_of_spec(spec, quant) for quant in quants]
             return _resolved(reference, spec.model_id, spec, sources, others)
         model_id = spec.model_id if spec is not None else reference.repo or text
@@ -138,7 +120,8 @@ class Catalog:
 
     def _source_of_spec(self, spec: ModelSpec, quant: str) -> Source:
         """The best way to one quantization: on disk, then the starter wheel, then a pinned file, then a listed repo."""
-        known = [self._source_of_file(file) for file in spec.files if file.quant == quant]
+        known = [*self._made(spec.model_id, quant)]
+        known += [self._source_of_file(file) for file in spec.files if file.quant == quant]
         if spec.wheel is not None and spec.wheel.quant == quant:
             path = wheel_model_path(spec.wheel, spec.model_id, self.config.cache_dir)
             wheel = Source(
@@ -157,7 +140,14 @@ class Catalog:
                     known.append(cached or Source(
                         origin="repo", quant=quant, repo=discoverable.repo, size_bytes=tensor_bytes
                     ))  # fmt: skip
+        if not known:
+            raise unknown_quant(spec, quant)
         return next((source for source in known if source.is_on_disk), known[0])
+
+    def _made(self, model_id: str, quant: str) -> list[Source]:
+        """The quantization that was made here, if it was."""
+        path = made_path(self.config.cache_dir, model_id, quant)
+        return [Source(origin="local", quant=quant, path=path)] if path.is_file() else []
 
     def _source_of_file(self, file: QuantFile) -> Source:
         return Source(
@@ -191,17 +181,20 @@ class Catalog:
             pinned = [file for file in pinned if file.file == reference.file]
             return [self._source_of_file(file) for file in pinned] or [self._source_of_named_file(reference)]
         if pinned:
-            ladder = [quant for quant in _ladder(prefer, spec) if quant in {file.quant for file in pinned}]
+            ladder = ladder_of(prefer, spec, {file.quant for file in pinned})
             by_quant = {file.quant: file for file in pinned}
-            wanted = _wanted(reference, ladder or list(by_quant))
+            wanted = _wanted(reference, ladder or tuple(by_quant))
             if all(quant in by_quant for quant in wanted):
                 return self._reachable(self._source_of_file(by_quant[quant]) for quant in wanted)
-        if reference.quant is not None and (cached := self._cached(repo, reference.quant)):
-            return [cached]
+        if reference.quant is not None:
+            if made := self._made(spec.model_id if spec is not None else repo, reference.quant):
+                return made
+            if cached := self._cached(repo, reference.quant):
+                return [cached]
         listing = self._listing(reference)
         quants = files_by_quant(listing)
-        ladder = [quant for quant in _ladder(prefer, spec) if quant in quants]
-        wanted = _wanted(reference, ladder or [quant for quant in _QUALITY_LADDER if quant in quants])
+        ladder = ladder_of(prefer, spec, quants)
+        wanted = _wanted(reference, ladder or tuple(quant for quant in QUALITY_LADDER if quant in quants))
         if not wanted:
             raise UnknownQuantError(
                 f"{repo} has no GGUF in one file; name another repository", model_id=repo, quant="", available=()
@@ -264,17 +257,6 @@ def _resolved(
     others: Iterable[Source] = (),
 ) -> Resolved:
     return Resolved(reference=reference, model_id=model_id, spec=spec, sources=tuple(sources), others=tuple(others))
-
-
-def _quality(quant: str) -> int:
-    """Place in the order from best to smallest; what is not known comes last."""
-    return _QUALITY_LADDER.index(quant) if quant in _QUALITY_LADDER else len(_QUALITY_LADDER)
-
-
-def _ladder(prefer: str, spec: ModelSpec | None) -> tuple[str, ...]:
-    if spec is not None:
-        return spec.quality_ladder if prefer == "quality" else spec.ladder
-    return _LADDER if prefer == "default" else _QUALITY_LADDER
 
 
 def _wanted(reference: Reference, ladder: Iterable[str]) -> tuple[str, ...]:

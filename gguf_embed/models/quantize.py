@@ -16,7 +16,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -27,6 +26,7 @@ import filelock
 from gguf_embed.errors import BackendError, GGUFEmbedError, InvalidGGUFError, StorageError, UnsupportedModelError
 from gguf_embed.models.header import facts_of_header
 from gguf_embed.native import ggml
+from gguf_embed.native.child import child_command
 from gguf_embed.native.quantize import FTYPES, llama_cpp_version
 from gguf_embed.sizes import format_size
 
@@ -57,11 +57,6 @@ _PREFIX = "gguf_embed."
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ABORT = re.compile(r"\.\w+:\d+: ")  # ggml_abort: file.cpp:123: why; a stack of no interest follows
 _MAX_LOG_BYTES = 64 << 10  # 64 KiB
-# The child finds modules as this process does: neither more, by its working folder, nor less, by sys.path's additions.
-_BOOT = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from gguf_embed.native.quantize import main; "
-    "sys.exit(main(sys.argv[2:]))"
-)
 
 
 def quantize_file(
@@ -260,17 +255,14 @@ def _check_room(folder: Path, size_bytes: int, quant: str) -> None:
 
 
 def _command(source: Path, partial: Path, quant: str, n_threads: int, metadata: Mapping[str, str]) -> list[str]:
-    if not sys.executable or getattr(sys, "frozen", False):
+    arguments = (str(source.absolute()), str(partial.absolute()), quant, str(n_threads), json.dumps(metadata))
+    command = child_command("gguf_embed.native.quantize", *arguments)
+    if command is None:
         raise BackendError(
             f"this application has no Python interpreter of its own to make {quant} in; run gguf-embed from an "
             "ordinary Python installation."
         )
-    root = str(Path(__file__).parents[2])
-    # An empty entry is the working folder: where this package came from, or nothing that the child needs.
-    found = root in sys.path
-    paths = [entry or root for entry in sys.path if entry or not found]
-    boot = [sys.executable, "-P", "-c", _BOOT, json.dumps(paths if found or root in paths else [*paths, root])]
-    return [*boot, str(source.absolute()), str(partial.absolute()), quant, str(n_threads), json.dumps(metadata)]
+    return command
 
 
 def _run_child(command: list[str], failure: str, folder: Path, on_progress: Progress) -> None:

@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 from gguf_embed.errors import UnknownModelError, UnknownQuantError
 from gguf_embed.models.registry import Registry
 from gguf_embed.models.specs import QUANT_PATTERN, ModelSpec
+from gguf_embed.native.quantize import FTYPES
 from gguf_embed.sizes import format_size
 
 __all__ = [
@@ -99,7 +100,7 @@ def parse_reference(text: str, registry: Registry) -> Reference:
 
     Raises:
         UnknownModelError: there is no such model or file, or the text is no reference.
-        UnknownQuantError: the model is known and does not come in this quant.
+        UnknownQuantError: the model is known, and there is no such quant, nor can there be.
     """
     wanted = text.strip()
     if not wanted:
@@ -267,7 +268,9 @@ def _source_repos(spec: ModelSpec) -> tuple[str, ...]:
 
 def _quant_of_spec(tag: str, spec: ModelSpec) -> str:
     quant = _spelt(tag)
-    if quant not in spec.quants:
+    if quant in FTYPES:  # no source may have it and yet it can be made, or was
+        return quant
+    if quant is None or quant not in spec.quants:
         raise UnknownQuantError(
             f"{spec.model_id} has no quant {tag!r}; it has {', '.join(spec.quants)}",
             model_id=spec.model_id,

@@ -11,6 +11,7 @@ from pathlib import Path
 from gguf_embed.errors import StorageError
 from gguf_embed.models.catalog import Catalog
 from gguf_embed.models.hub import CachedFile
+from gguf_embed.models.made import made_files
 from gguf_embed.models.refs import Reference, quant_of_file_name
 from gguf_embed.models.wheel import wheel_model_path
 
@@ -91,7 +92,17 @@ def _cached_files(catalog: Catalog) -> list[FileOnDisk]:
 
 
 def _made_files(catalog: Catalog) -> list[FileOnDisk]:
-    files = []
+    """The starter models and what `quantize` made."""
+    files = [
+        FileOnDisk(
+            model_id=model_id,
+            quant=quant_of_file_name(path.name) or "",
+            path=path,
+            size_bytes=path.stat().st_size,
+            cached=None,
+        )
+        for model_id, path in made_files(catalog.config.cache_dir)
+    ]
     for spec in catalog.registry.models:
         if spec.wheel is not None:
             path = wheel_model_path(spec.wheel, spec.model_id, catalog.config.cache_dir)
@@ -112,7 +123,7 @@ def _answers(file: FileOnDisk, reference: Reference) -> bool:
     if reference.quant is not None and reference.quant != file.quant:
         return False
     if reference.repo is not None:
-        if file.cached is None or file.cached.repo.lower() != reference.repo.lower():
-            return False
-        return reference.file in (None, file.cached.file)
+        if file.cached is None:
+            return reference.file is None and file.model_id.lower() == reference.repo.lower()
+        return file.cached.repo.lower() == reference.repo.lower() and reference.file in (None, file.cached.file)
     return reference.spec is not None and reference.path is None and file.model_id == reference.spec.model_id

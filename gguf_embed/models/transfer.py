@@ -48,7 +48,7 @@ from gguf_embed.errors import (
 )
 from gguf_embed.sizes import format_size
 
-__all__ = ["LIBRARY", "Progress", "Source", "Wire", "storage"]
+__all__ = ["LIBRARY", "Progress", "Source", "Wire", "check_reachable", "storage"]
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
@@ -60,6 +60,21 @@ _RETRIABLE = frozenset({408, 425, 429, 500, 502, 503, 504})
 _LONGEST_WAIT_S = 60.0
 _DISK_MARGIN_BYTES = 64 << 20  # 64 MiB stay free for everything else on the disk
 _RANGE_START = re.compile(r"bytes (\d+)-")
+
+
+def check_reachable(endpoint: str, *, timeout_s: float = 5.0) -> None:
+    """Ask a hub for the name of one model, once.
+
+    Raises:
+        DownloadError: nothing answers there, or no model hub.
+    """
+    url = f"{endpoint}/api/models?limit=1"
+    try:
+        answer = get_session().get(url, headers=build_hf_headers(**LIBRARY), timeout=timeout_s)
+        answer.raise_for_status()
+        answer.json()
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        raise DownloadError(f"{type(error).__name__}: {error}", url=url, attempts=1) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

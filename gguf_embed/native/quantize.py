@@ -54,7 +54,7 @@ def quantize(
     """Write `source` again with another quantization.
 
     Args:
-        source: a GGUF; what is quantized already is decoded first, so F32, F16, BF16 or Q8_0 should it be.
+        source: an F32, F16, BF16 or Q8_0 GGUF; one of fewer bits is taken too, and has lost what it has lost.
         target: the file to write; a failed run leaves none.
         quant: a key of FTYPES.
         n_threads: CPU threads, 0 for all.

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +63,18 @@ def _placement(layout: Layout) -> tuple[Any, ...]:
     return (layout.devices, layout.n_gpu_layers, layout.tensor_split, layout.is_output_on_host)
 
 
-def _layout(fields: dict[str, Any]) -> Layout:
+def _layout(fields: Any) -> Layout:
     """Read a layout back, in which JSON has made lists of tuples."""
-    return Layout(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
+    values: Any = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    return Layout(**values)
 
 
-def main() -> None:
-    """Read one request from stdin and answer it on stdout."""
+def main(_argv: Sequence[str]) -> int:
+    """Read one request from stdin and answer it on stdout.
+
+    Returns:
+        0 when there is an answer, which may be {"error": text}.
+    """
     logging.disable(logging.CRITICAL)
     request = json.load(sys.stdin)
     layouts = [_layout(one) for one in request["layouts"]]
@@ -76,16 +82,11 @@ def main() -> None:
         answers = simulate(Path(request["path"]), layouts, pooling_type=request["pooling_type"])
     except BackendError as error:
         json.dump({"error": str(error)}, sys.stdout)
-        return
-    json.dump(
-        {
-            "buffers": [
-                one if isinstance(one, str) else [dataclasses.asdict(buffer) for buffer in one] for one in answers
-            ]
-        },
-        sys.stdout,
-    )
+        return 0
+    buffers = [one if isinstance(one, str) else [dataclasses.asdict(buffer) for buffer in one] for one in answers]
+    json.dump({"buffers": buffers}, sys.stdout)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))
