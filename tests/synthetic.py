@@ -7,7 +7,7 @@ weights come from a seeded generator by tensor name, so that another program can
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,6 +96,8 @@ def write_qwen3(
     architecture: str = "qwen3",
     seed: int = 0,
     holes: bool = False,
+    types: Callable[[str], gguf.GGMLQuantizationType] | None = None,
+    n_merges: int = 0,
 ) -> Path:
     """Write a Qwen3 embedding model.
 
@@ -109,6 +111,9 @@ def write_qwen3(
         architecture: another name makes a file that llama.cpp lacks.
         seed: of the weights.
         holes: write the header alone and let the data be a hole in the file (shapes without weights).
+        n_merges: pads the merges with useless ones up to this many, for a header as large as a real one.
+        types: says how each tensor of a file with holes is quantized, by its name (`q4_k_m`); None leaves them F16 or
+            F32.
     """
     shape = shape or Qwen3Shape()
     tokens = bpe_vocabulary()
@@ -126,7 +131,8 @@ def write_qwen3(
     writer.add_value_length(shape.head_dim)
     writer.add_rope_freq_base(shape.rope_theta)
     writer.add_layer_norm_rms_eps(shape.rms_eps)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16 if f16 else gguf.LlamaFileType.ALL_F32)
+    unquantized = gguf.LlamaFileType.MOSTLY_F16 if f16 else gguf.LlamaFileType.ALL_F32
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_K_M if types is not None else unquantized)
     if pooling_type is not None:
         writer.add_uint32(f"{architecture}.pooling_type", pooling_type)
     writer.add_tokenizer_model("gpt2")
@@ -135,7 +141,8 @@ def write_qwen3(
     normal, control, unused = gguf.TokenType.NORMAL, gguf.TokenType.CONTROL, gguf.TokenType.UNUSED
     kinds = [control if token in CONTROL_TOKENS else normal for token in tokens[:n_used]]
     writer.add_token_types([*kinds, *[unused] * (len(tokens) - n_used)])
-    writer.add_token_merges(list(MERGES))
+    useless = (f"l{index} r" for index in range(n_merges - len(MERGES)))
+    writer.add_token_merges([*MERGES, *useless])
     writer.add_eos_token_id(tokens.index(END_OF_TEXT))
     writer.add_bos_token_id(tokens.index(END_OF_TEXT))
     writer.add_pad_token_id(tokens.index(END_OF_TEXT))
@@ -143,7 +150,27 @@ def write_qwen3(
     if add_eos is not None:
         writer.add_add_eos_token(add_eos)
     return _finish(writer, path, qwen3_tensors(shape, len(tokens), seed=seed) if not holes
-                   else _hollow(shape, len(tokens)), f16=f16, holes=holes)  # fmt: skip
+                   else _hollow(shape, len(tokens)), f16=f16, holes=holes, types=types)  # fmt: skip
+
+
+def q4_k_m(n_layer: int) -> Callable[[str], gguf.GGMLQuantizationType]:
+    """Say how llama.cpp quantizes a dense model's tensors to Q4_K_M, by name.
+
+    Source: src/llama-quant.cpp, use_more_bits and llama_tensor_get_type.
+    """
+    types = gguf.GGMLQuantizationType
+
+    def type_of(name: str) -> gguf.GGMLQuantizationType:
+        if "norm" in name:
+            return types.F32
+        if name == "token_embd.weight":
+            return types.Q6_K
+        layer = int(name.split(".")[1])
+        has_more_bits = layer < n_layer // 8 or layer >= 7 * n_layer // 8 or (layer - n_layer // 8) % 3 == 2
+        is_fine = has_more_bits and name.endswith(("attn_v.weight", "ffn_down.weight"))
+        return types.Q6_K if is_fine else types.Q4_K
+
+    return type_of
 
 
 def write_bert(
@@ -221,13 +248,25 @@ def _random(name: str, size: tuple[int, ...], seed: int) -> np.ndarray:
     return np.random.default_rng([zlib.crc32(name.encode()), seed]).standard_normal(size, dtype=np.float32)
 
 
-def _finish(
-    writer: gguf.GGUFWriter, path: Path, tensors: Iterator[tuple[str, np.ndarray]], *, f16: bool, holes: bool
+def _finish(  # noqa: PLR0913 - one writer for every kind of file
+    writer: gguf.GGUFWriter,
+    path: Path,
+    tensors: Iterator[tuple[str, np.ndarray]],
+    *,
+    f16: bool,
+    holes: bool,
+    types: Callable[[str], gguf.GGMLQuantizationType] | None = None,
 ) -> Path:
     size_bytes = 0
     for name, tensor in tensors:
         dtype = np.float16 if f16 and tensor.ndim > 1 else np.float32
-        if holes:
+        if holes and types is not None:
+            block, block_bytes = gguf.GGML_QUANT_SIZES[types(name)]
+            n_bytes = int(np.prod(tensor.shape)) // block * block_bytes
+            byte_shape = gguf.quant_shape_to_byte_shape(tensor.shape, types(name))
+            writer.add_tensor_info(name, byte_shape, np.dtype(np.uint8), n_bytes, raw_dtype=types(name))
+            size_bytes += -(-n_bytes // 32) * 32
+        elif holes:
             n_bytes = int(np.prod(tensor.shape)) * np.dtype(dtype).itemsize
             writer.add_tensor_info(name, tensor.shape, np.dtype(dtype), n_bytes)
             size_bytes += -(-n_bytes // 32) * 32

@@ -51,18 +51,26 @@ def find_facts(catalog: Catalog, resolved: Resolved, source: Source, *, donor: H
         ModelLoadError: the header is no usable one.
         HubError: the header cannot be fetched.
     """
-    spec, facts = resolved.spec, None
+    spec = resolved.spec
     if source.path is not None:
-        facts = load_facts(source.path)
-    elif donor is not None and donor.source == source:
-        facts = donor.facts
-    elif source.size_bytes:
-        if donor is not None:
-            header_bytes = 0 if source.origin == "repo" else donor.facts.header_bytes
-            facts = facts_of_sibling(donor.facts, source.quant, source.size_bytes - header_bytes)
-        elif spec is not None:
-            facts = facts_of_spec(spec, source.quant, source.size_bytes)
-    return _limited(facts or fetch_header(catalog, resolved, source).facts, spec)
+        return _limited(load_facts(source.path), spec)
+    if donor is not None and donor.source == source:
+        return _limited(donor.facts, spec)
+    if donor is not None and source.size_bytes:
+        header_bytes = 0 if source.origin == "repo" else donor.facts.header_bytes
+        sibling = facts_of_sibling(donor.facts, source.quant, source.size_bytes - header_bytes)
+        if sibling is not None:
+            return _limited(sibling, spec)
+    estimate = facts_of_spec(spec, source.quant, source.size_bytes) if spec and source.size_bytes else None
+    if donor is None and estimate is not None:
+        return _limited(estimate, spec)
+    try:
+        return _limited(fetch_header(catalog, resolved, source).facts, spec)
+    except HubError as error:
+        if estimate is None:
+            raise
+        logger.warning("%s is estimated from the registry: %s", source.quant, error)
+        return _limited(estimate, spec)
 
 
 def find_donor(catalog: Catalog, resolved: Resolved) -> Header | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,16 +153,23 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 
 @functools.cache
 def libraries() -> tuple[ctypes.CDLL, ctypes.CDLL]:
-    """Load libggml-base and libggml from beside libllama.
+    """Find the libggml-base and libggml that libllama itself uses.
+
+    A wheel holds each library under several names, and a second copy by another name would have a log and a device
+    registry of its own. So the symbols are looked up through libllama, which reaches what it depends on.
 
     Returns:
         (base, ggml) with the signatures that this module calls.
     """
     binding = backend()
-    from llama_cpp._ctypes_extensions import load_shared_library  # noqa: PLC0415 - loaded by now, by backend()
+    if sys.platform == "win32":  # symbols of dependencies are not to be had there, but a name is one module
+        from llama_cpp._ctypes_extensions import load_shared_library  # noqa: PLC0415 - loaded by now, by backend()
 
-    base = load_shared_library("ggml-base", binding._base_path)  # noqa: SLF001 - the only place that tells the folder
-    ggml = load_shared_library("ggml", binding._base_path)  # noqa: SLF001
+        base = load_shared_library("ggml-base", binding._base_path)  # noqa: SLF001 - the only place that tells it
+        ggml = load_shared_library("ggml", binding._base_path)  # noqa: SLF001
+    else:
+        llama = binding._lib  # noqa: SLF001
+        base = ggml = ctypes.CDLL(llama._name, handle=llama._handle)  # noqa: SLF001 - signatures of our own
     signatures = dict(_SIGNATURES)
     for kind, (_, c_type) in _GETTERS.items():
         signatures[f"gguf_get_val_{_GETTERS[kind][0]}"] = (c_type, [_POINTER, _INDEX])
