@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gguf_embed.engine.session import SessionSettings
-from gguf_embed.errors import UnsupportedModelError
+from gguf_embed.errors import DoesNotFitError, UnsupportedModelError
 from gguf_embed.fit import hardware, planner
 from gguf_embed.fit.dryrun import DryRun
 from gguf_embed.fit.margins import load_margins
@@ -26,6 +26,7 @@ from gguf_embed.fit.planner import Limits, Plan
 from gguf_embed.models.catalog import Catalog
 from gguf_embed.models.facts import Header, find_donor, find_facts
 from gguf_embed.models.header import ModelFacts, check_embeddable, load_facts
+from gguf_embed.models.made import missing_offers
 from gguf_embed.models.sources import Resolved, Source
 from gguf_embed.models.specs import ModelSpec
 from gguf_embed.prompts import PromptSet
@@ -69,6 +70,11 @@ class Selection:
         return self.plan.facts.pooling_type or ""
 
     @property
+    def offers(self) -> tuple[tuple[str, str], ...]:
+        """What is commonly wanted of this model and in no source: quantization and how it could be made here."""
+        return missing_offers(self.resolved.spec) if self.resolved.spec is not None else ()
+
+    @property
     def ends_with_eos(self) -> bool | None:
         """Whether texts end with EOS by override or header; None where neither says."""
         return self.plan.facts.add_eos if self.add_eos is None else self.add_eos
@@ -108,17 +114,38 @@ def select(
     if machine is None and margins is None:
         margins = load_margins(catalog.config.state_dir, here)
     question = partial(planner.plan, resolved.model_id, candidates, here, limits, others=others, margins=margins)
-    if machine is None and donor is not None and donor.path is not None:
-        dry_run = DryRun(cache_dir=catalog.config.cache_dir / "dry-runs", devices=here.fingerprint)
-        plan = _measured(question, partial(dry_run.measure, donor.path), donor.facts)
-    else:
-        plan = question()
+    try:
+        plan = _plan(catalog, question, donor if machine is None else None, here)
+    except DoesNotFitError as error:
+        raise _with_offers(error, resolved) from error
     chosen = next(index for index, candidate in enumerate(candidates) if candidate.quant == plan.quant)
     return Selection(
         resolved=resolved,
         source=resolved.sources[chosen],
         plan=plan,
         add_eos=_eos_override(plan.facts, resolved.spec, overrides),
+    )
+
+
+def _plan(catalog: Catalog, question: Callable[..., Plan], donor: Header | None, here: hardware.Hardware) -> Plan:
+    """Plan by llama.cpp's own figures where it can be asked, in closed form elsewhere."""
+    if donor is None or donor.path is None:
+        return question()
+    dry_run = DryRun(cache_dir=catalog.config.cache_dir / "dry-runs", devices=here.fingerprint)
+    return _measured(question, partial(dry_run.measure, donor.path), donor.facts)
+
+
+def _with_offers(error: DoesNotFitError, resolved: Resolved) -> DoesNotFitError:
+    """Add what could be made smaller here to what does not fit."""
+    offers = missing_offers(resolved.spec) if resolved.spec is not None else ()
+    if not offers:
+        return error
+    words = "; ".join(f"{quant} is in no source, and {offered}" for quant, offered in offers)
+    return DoesNotFitError(
+        f"{error} {words}.",
+        required_bytes=error.required_bytes,
+        available_bytes=error.available_bytes,
+        rejected=error.rejected,
     )
 
 

@@ -248,7 +248,7 @@ def _random(name: str, size: tuple[int, ...], seed: int) -> np.ndarray:
     return np.random.default_rng([zlib.crc32(name.encode()), seed]).standard_normal(size, dtype=np.float32)
 
 
-def _finish(  # noqa: PLR0913 - one writer for every kind of file
+def _finish(
     writer: gguf.GGUFWriter,
     path: Path,
     tensors: Iterator[tuple[str, np.ndarray]],

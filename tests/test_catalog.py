@@ -23,6 +23,7 @@ from gguf_embed.errors import (
     UnknownQuantError,
 )
 from gguf_embed.models.catalog import Catalog
+from gguf_embed.models.facts import fetch_header, find_donor, find_facts
 from gguf_embed.models.hub import Hub
 from gguf_embed.models.shelf import delete, files_on_disk
 from gguf_embed.models.wheel import wheel_model_path
@@ -424,7 +425,7 @@ def test_a_cached_projector_is_no_quantization(catalog, lay, fake, gguf_bytes):
 def test_facts_of_an_unfetched_file_come_from_its_header(catalog, fake, gguf_bytes):
     """Only the head is read, and the registry's longest text holds."""
     resolved = catalog.resolve("my-model:Q8_0")
-    facts = catalog.facts(resolved, resolved.sources[0])
+    facts = find_facts(catalog, resolved, resolved.sources[0], donor=find_donor(catalog, resolved))
     assert (facts.architecture, facts.n_layer, facts.n_embd, facts.is_exact) == ("bert", 2, 64, True)
     assert facts.n_ctx_train == 100  # the card's; the header has 128
     assert not resolved.sources[0].is_on_disk
@@ -434,7 +435,7 @@ def test_facts_of_an_unfetched_file_come_from_its_header(catalog, fake, gguf_byt
 def test_facts_of_a_discoverable_file_come_from_its_header(catalog, fake):
     """The repository is listed to find it."""
     resolved = catalog.resolve("my-model:Q3_K_M")
-    assert catalog.facts(resolved, resolved.sources[0]).n_embd == 64
+    assert fetch_header(catalog, resolved, resolved.sources[0]).facts.n_embd == 64
     assert any(seen.path.startswith("/api/models/") for seen in fake.requests)
 
 
@@ -444,7 +445,7 @@ def test_facts_of_a_model_with_a_shape_need_no_request(config, make, fake):
     registry.write_text(registry.read_text() + SHAPE)
     catalog = make()
     resolved = catalog.resolve("my-model")
-    facts = [catalog.facts(resolved, source) for source in resolved.sources]
+    facts = [find_facts(catalog, resolved, source) for source in resolved.sources]
     assert [one.is_exact for one in facts] == [False, False, False]
     assert facts[2].weights_bytes == N_TENSOR_BYTES
     assert fake.requests == []
@@ -454,7 +455,7 @@ def test_facts_of_a_file_on_disk_are_its_own(catalog):
     """Its header is exact, and read from disk."""
     fetch(catalog, "my-model:Q8_0")
     resolved = catalog.resolve("my-model:Q8_0")
-    assert catalog.facts(resolved, resolved.sources[0]).is_exact
+    assert find_facts(catalog, resolved, resolved.sources[0]).is_exact
 
 
 def test_a_file_that_is_no_gguf_is_refused_before_it_moves(catalog, fake):
@@ -462,7 +463,7 @@ def test_a_file_that_is_no_gguf_is_refused_before_it_moves(catalog, fake):
     fake.add("someone/Bad", "bad-Q8_0.gguf", b"not a model" * 1000)
     resolved = catalog.resolve("someone/Bad:Q8_0")
     with pytest.raises(InvalidGGUFError):
-        catalog.facts(resolved, resolved.sources[0])
+        find_donor(catalog, resolved)
 
 
 # Files on disk

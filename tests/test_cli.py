@@ -32,7 +32,9 @@ from gguf_embed.encoding import EmbedReport, EncodeOptions, finish
 from gguf_embed.fit.planner import Limits
 from gguf_embed.prompts import PromptSet, resolve_prompt
 
-VERBS = ("embed", "similarity", "plan", "pull", "list", "show", "rm", "models", "completion")
+VERBS = (
+    "embed", "similarity", "plan", "pull", "list", "show", "rm", "quantize", "doctor", "models", "completion",
+)  # fmt: skip
 
 
 class FakeEmbedder:
@@ -639,15 +641,19 @@ def fake(gguf_bytes, tmp_path, monkeypatch):
 
 
 def test_pull_fetches_and_prints_the_path(shell, fake):
-    """The path alone on stdout, progress on stderr; the second time the file is not asked for again."""
+    """The path alone on stdout, progress on stderr; the weights move once, and the second time nothing is asked for."""
     done = shell("pull", "mine")
     assert done.code == 0
-    assert Path(done.out.removesuffix("\n")).read_bytes() == fake.files[REPO, "my-model-Q8_0.gguf"]
+    body = fake.files[REPO, "my-model-Q8_0.gguf"]
+    assert Path(done.out.removesuffix("\n")).read_bytes() == body
+    *heads, whole = [seen.headers.get("range") for seen in fake.requests if seen.method == "GET"]
+    assert set(heads) <= {f"bytes=0-{(1 << 20) - 1}"}  # headers to plan with, then the file
+    assert whole is None
     assert "my-model Q8_0" in done.err
     fake.requests.clear()
     again = shell("pull", "my-model", "-q")
     assert (again.code, again.out, again.err) == (0, done.out, "")
-    assert not any("my-model-Q8_0" in seen.path for seen in fake.requests)
+    assert fake.requests == []
 
 
 def test_pull_as_json(shell, fake):

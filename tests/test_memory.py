@@ -142,7 +142,7 @@ def cases(draw):
     )
 
 
-law = settings(deadline=None, max_examples=100)
+law = settings(deadline=None, max_examples=60)
 
 
 def every_part(cost):

@@ -52,7 +52,7 @@ def plan_command(model: str | None, profile: str | None, show_all: bool, as_json
     if as_json:
         print_json(_facts(selection))
     else:
-        _print(selection)
+        _print(selection, show_all=show_all)
 
 
 def _print_profiles(profiles: Any, *, as_json: bool) -> None:
@@ -111,6 +111,7 @@ def _facts(selection: Any) -> dict[str, Any]:
             "is_measured": cost.is_measured,
         },
         "reason": plan.reason,
+        "offers": dict(selection.offers),
         "rejected": [_slots(rejection) for rejection in plan.rejected],
     }
 
@@ -119,7 +120,7 @@ def _slots(value: Any) -> dict[str, Any]:
     return {name: getattr(value, name) for name in value.__slots__}
 
 
-def _print(selection: Any) -> None:
+def _print(selection: Any, *, show_all: bool) -> None:
     plan, source = selection.plan, selection.source
     click.echo(f"{plan.model_id} on {plan.device_description}\n")
     lost = {
@@ -139,6 +140,10 @@ def _print(selection: Any) -> None:
     if source.is_on_disk:
         size = "on disk"
     print_facts([("file", f"{source.name} ({size})"), ("runs on", _where(plan)), *_parts(plan)])
+    if selection.offers and (show_all or plan.placement == "partial"):
+        click.echo()
+        for quant, words in selection.offers:
+            click.echo(f"{quant} is in no source; {words}")
 
 
 def _where(plan: Any) -> str:

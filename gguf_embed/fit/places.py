@@ -13,11 +13,13 @@ from gguf_embed.errors import DoesNotFitError
 from gguf_embed.fit.hardware import Accelerator, Hardware
 from gguf_embed.fit.plan import Limits
 
-__all__ = ["MARGIN_DEVICE", "MARGIN_HOST", "MARGIN_UNIFIED", "Place", "find_places"]
+__all__ = ["MARGIN_DEVICE", "MARGIN_HOST", "MARGIN_LIMITED", "MARGIN_UNIFIED", "Place", "find_places"]
 
 # What a plan leaves alone: a driver's own buffers and the desktop on a GPU, everything else on the host.
 MARGIN_DEVICE = 256 << 20  # 256 MiB
 MARGIN_HOST = 512 << 20  # 512 MiB
+# Where a container or a limit of its own holds a process to less, nothing else lives on what is left.
+MARGIN_LIMITED = 64 << 20  # 64 MiB
 # What macOS and its programs need on a machine whose GPU shares their memory.
 MARGIN_UNIFIED = 3 << 30  # 3 GiB
 # PyTorch's names for ggml's devices.
@@ -76,7 +78,8 @@ def find_places(hardware: Hardware, limits: Limits, margins: Mapping[str, int] |
     margins = margins or {}
     wanted = (limits.device or "auto").lower()
     free_host = hardware.ram_available_bytes
-    host = max(0, free_host - max(MARGIN_HOST, margins.get("host", 0)))
+    margin_host = MARGIN_LIMITED if hardware.ram_limited_by else MARGIN_HOST
+    host = max(0, free_host - max(margin_host, margins.get("host", 0)))
     devices = [] if wanted == "cpu" else _usable(hardware, wanted)
     budgets = {one.name: _budget(one, hardware, limits, margins) for one in devices}
     stages = []

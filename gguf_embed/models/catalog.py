@@ -16,7 +16,7 @@ from gguf_embed.errors import DownloadError, InvalidGGUFError, OfflineError, Unk
 from gguf_embed.models.headers import HeaderCache
 from gguf_embed.models.hub import Hub, Progress, RemoteFile
 from gguf_embed.models.ladders import QUALITY_LADDER, ladder_of, quality_rank
-from gguf_embed.models.made import made_path, unknown_quant
+from gguf_embed.models.made import made_path, sizes_by_quant, unknown_quant
 from gguf_embed.models.refs import Reference, files_by_quant, parse_reference, select_file
 from gguf_embed.models.registry import load_registry
 from gguf_embed.models.sources import Resolved, Source
@@ -141,7 +141,7 @@ class Catalog:
                         origin="repo", quant=quant, repo=discoverable.repo, size_bytes=tensor_bytes
                     ))  # fmt: skip
         if not known:
-            raise unknown_quant(spec, quant)
+            raise unknown_quant(spec.model_id, sizes_by_quant(spec), quant)
         return next((source for source in known if source.is_on_disk), known[0])
 
     def _made(self, model_id: str, quant: str) -> list[Source]:
@@ -195,6 +195,8 @@ class Catalog:
         quants = files_by_quant(listing)
         ladder = ladder_of(prefer, spec, quants)
         wanted = _wanted(reference, ladder or tuple(quant for quant in QUALITY_LADDER if quant in quants))
+        if reference.quant is not None and quants and reference.quant not in quants:
+            raise unknown_quant(repo, {quant: files[0].size_bytes for quant, files in quants.items()}, reference.quant)
         if not wanted:
             raise UnknownQuantError(
                 f"{repo} has no GGUF in one file; name another repository", model_id=repo, quant="", available=()
