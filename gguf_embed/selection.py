@@ -140,9 +140,9 @@ def _with_offers(error: DoesNotFitError, resolved: Resolved) -> DoesNotFitError:
     offers = missing_offers(resolved.spec) if resolved.spec is not None else ()
     if not offers:
         return error
-    words = "; ".join(f"{quant} is in no source, and {offered}" for quant, offered in offers)
+    quant, offered = offers[-1]  # the smallest
     return DoesNotFitError(
-        f"{error} {words}.",
+        f"{error} {quant} is in no source; {offered}.",
         required_bytes=error.required_bytes,
         available_bytes=error.available_bytes,
         rejected=error.rejected,

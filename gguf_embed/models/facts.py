@@ -69,7 +69,7 @@ def find_facts(catalog: Catalog, resolved: Resolved, source: Source, *, donor: H
     except HubError as error:
         if estimate is None:
             raise
-        logger.warning("%s is estimated from the registry: %s", source.quant, error)
+        logger.warning("%s is an estimate from the registry (%s)", source.quant, _first_sentence(error))
         return _limited(estimate, spec)
 
 
@@ -79,7 +79,7 @@ def find_donor(catalog: Catalog, resolved: Resolved) -> Header | None:
     What differs between quantizations is the type of each tensor, so the bytes of a file: those are in the listing.
 
     Returns:
-        None where the hub cannot be asked and the registry knows the model's shape.
+        None where the registry knows the model's shape and the hub cannot be asked, or has not what comes first.
 
     Raises:
         ModelLoadError: the header is no usable one.
@@ -93,19 +93,27 @@ def find_donor(catalog: Catalog, resolved: Resolved) -> Header | None:
         return kept
     pinned = [source for source in sources if source.file is not None and source.origin == "hub"]
     can_estimate = resolved.spec is not None and resolved.spec.shape is not None
-    if not pinned and can_estimate:
+    if can_estimate and (not pinned or sources[0].origin == "wheel"):
         return None
     try:
-        return fetch_header(catalog, resolved, (pinned or sources)[0])
+        return fetch_header(catalog, resolved, (pinned or sources)[0], max_attempts=1 if can_estimate else None)
     except HubError as error:
         if not can_estimate:
             raise
-        logger.warning("the plan is an estimate from the registry: %s", error)
+        logger.warning(
+            "the plan is an estimate from the registry: no header could be read (%s)", _first_sentence(error)
+        )
         return None
 
 
-def fetch_header(catalog: Catalog, resolved: Resolved, source: Source) -> Header:
+def fetch_header(catalog: Catalog, resolved: Resolved, source: Source, *, max_attempts: int | None = None) -> Header:
     """Read the header of a source that is not on disk: from what is kept, else from the hub, without its weights.
+
+    Args:
+        catalog: where `resolved` comes from.
+        resolved: where the source comes from.
+        source: one of its sources.
+        max_attempts: tries in a row at the hub; None for as many as a download gets.
 
     Raises:
         ModelLoadError: it is no usable one.
@@ -117,7 +125,7 @@ def fetch_header(catalog: Catalog, resolved: Resolved, source: Source) -> Header
     if (kept := _kept_header(catalog, source)) is not None:
         return kept
     remote = catalog.remote(resolved, source)
-    head, header = catalog.hub.fetch_header(remote, _parse_head)
+    head, header = catalog.hub.fetch_header(remote, _parse_head, max_attempts=max_attempts)
     facts = facts_of_header(header, Path(PurePosixPath(remote.file).name))
     return Header(source=source, facts=facts, path=catalog.headers.keep(remote, head))
 
@@ -130,6 +138,11 @@ def _kept_header(catalog: Catalog, source: Source) -> Header | None:
     if path is None or header is None:
         return None
     return Header(source=source, facts=facts_of_header(header, Path(PurePosixPath(source.file).name)), path=path)
+
+
+def _first_sentence(error: HubError) -> str:
+    """What failed, without what to do: an estimate needs nothing done."""
+    return str(error).partition(". ")[0]
 
 
 def _limited(facts: ModelFacts, spec: ModelSpec | None) -> ModelFacts:

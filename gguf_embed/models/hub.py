@@ -205,23 +205,20 @@ class Hub:
             if path.suffix.lower() != ".gguf" or not path.is_file():
                 continue
             name, _, revision, *parts = path.relative_to(self._cache_dir).parts
-            found.append(
-                CachedFile(
-                    repo=name.removeprefix("models--").replace("--", "/"),
-                    revision=revision,
-                    file="/".join(parts),
-                    path=path,
-                    size_bytes=path.stat().st_size,
-                )
-            )
+            repo_name, file = name.removeprefix("models--").replace("--", "/"), "/".join(parts)
+            size_bytes = path.stat().st_size
+            found.append(CachedFile(repo=repo_name, revision=revision, file=file, path=path, size_bytes=size_bytes))
         return tuple(sorted(found, key=lambda f: (f.repo, f.file, f.revision)))
 
-    def fetch_header(self, remote: RemoteFile, accept: Callable[[bytes], T | None]) -> T:
+    def fetch_header(
+        self, remote: RemoteFile, accept: Callable[[bytes], T | None], *, max_attempts: int | None = None
+    ) -> T:
         """Read a remote file from its start until `accept` is content: 1 MiB, then 2, 4, ... 64 MiB in all.
 
         Args:
             remote: the file; its weights are not moved.
             accept: gets all bytes so far; returns None to ask for more.
+            max_attempts: tries in a row; None for the hub's own.
 
         Returns:
             What accept returned.
@@ -237,7 +234,7 @@ class Hub:
         source = self._source(remote, remote.revision)
         head, target_bytes = bytearray(), _HEADER_START_BYTES
         while True:
-            ended = self._wire.grow_head(source, head, target_bytes)
+            ended = self._wire.grow_head(source, head, target_bytes, max_attempts=max_attempts)
             if (accepted := accept(bytes(head))) is not None:
                 return accepted
             if ended or target_bytes >= _HEADER_CAP_BYTES:

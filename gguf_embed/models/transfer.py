@@ -152,14 +152,14 @@ class Wire:
                 raise _gave_up(cause, source, failures, present()) from cause
             self.sleep(_wait_s(cause, failures))
 
-    def grow_head(self, source: Source, head: bytearray, target_bytes: int) -> bool:
+    def grow_head(self, source: Source, head: bytearray, target_bytes: int, *, max_attempts: int | None = None) -> bool:
         """Append the file's next bytes to `head` until it has target_bytes; True when the file ended before.
 
         Raises:
             HubError, UnknownModelError: as persist().
         """
         grow = partial(self._grow_head, source, head, target_bytes)
-        return self.persist(grow, source, present=lambda: len(head))
+        return self.persist(grow, source, present=lambda: len(head), max_attempts=max_attempts)
 
     def fetch_into(
         self, path: Path, source: Source, *, size_bytes: int, sha256: str | None, on_progress: Progress | None
