@@ -67,7 +67,9 @@ MACHINES = {
     "cards of which the first is none": ((), linux(**BUILT, visible_devices="-1,0"), "CUDA_VISIBLE_DEVICES is '-1,0'"),
     "hidden cards and a CPU build": ((), linux(**NVIDIA, visible_devices="-1"), "CUDA_VISIBLE_DEVICES is '-1'"),
     "a chosen card that is not seen": ((), linux(**BUILT, visible_devices="0"), "an NVIDIA driver is present"),
-    "another chosen card that is not seen": ((), linux(**BUILT, visible_devices="1"), "an NVIDIA driver is present"),
+    "another chosen card that is not seen": (
+        (), linux(**BUILT, visible_devices="1"), ("an NVIDIA driver is present", "CUDA_VISIBLE_DEVICES is '1'"),
+    ),
     "a hidden card that nobody has": ((), linux(visible_devices=""), ""),
     "a CPU build beside an AMD card": ((), linux(has_amd=True), "an AMD GPU is present"),
     "AMD and NVIDIA, neither used": ((), linux(has_amd=True, **NVIDIA), "an NVIDIA GPU is present"),

@@ -134,9 +134,9 @@ def test_files_are_listed_in_order(tmp_path):
 def test_a_missing_quantization_is_offered():
     """With the command and what it downloads: of Q8_0 where there is one, which is the smallest that is good enough."""
     words = offer("m", {"F16": 8 << 30, "Q8_0": 4 << 30, "Q4_K_M": 2 << 30}, "Q4_K_S")
-    assert words == "'gguf-embed quantize m --to Q4_K_S' makes it from Q8_0, 4.0 GiB to download"
+    assert words == "'gguf-embed quantize m --to Q4_K_S' makes it from Q8_0, 4.00 GiB to download"
     assert offer("m", {"Q4_K_M": 1, "F16": 8 << 30, "F32": 16 << 30}, "Q4_K_S").endswith(
-        "from F16, 8.0 GiB to download"
+        "from F16, 8.00 GiB to download"
     )
     assert offer("m", {"F16": None}, "Q4_K_S").endswith("makes it from F16")
 
@@ -165,7 +165,7 @@ def test_an_unknown_quantization_says_what_there_is_and_what_to_type():
 
 @pytest.mark.parametrize("model_id", MODELS)
 def test_a_model_s_sizes_are_of_all_its_quantizations(model_id):
-    """Every source counts: pinned files, listed repositories and the wheel; a pinned file's size is the one to trust."""
+    """Every source counts, pinned files, listed repositories and the wheel; a pinned file's size goes first."""
     spec = MODELS[model_id]
     sizes = sizes_by_quant(spec)
     assert set(sizes) == set(spec.quants)

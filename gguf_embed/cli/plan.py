@@ -156,13 +156,14 @@ def _where(plan: Any) -> str:
 
 def _parts(plan: Any) -> list[tuple[str, str]]:
     """Bytes by part and memory, then what there is, and how all of it is known."""
-    places = [*zip(plan.layout.devices, plan.cost.devices, strict=True), ("host memory", plan.cost.host)]
+    places = [*zip(plan.layout.devices, plan.cost.devices, strict=True), ("", plan.cost.host)]
 
     def part(*names: str) -> str:
         sizes = [(where, sum(getattr(usage, name) for name in names)) for where, usage in places]
-        if len(sizes) == 1:
-            return format_size(sizes[0][1])
-        return ", ".join(f"{format_size(size)} on {where}" for where, size in sizes if size)
+        if len(sizes) == 1 or plan.is_unified:  # the mapped file lies in both memories and counts once
+            return format_size(plan.facts.weights_bytes if names[0] == "weights_bytes" else sum(s for _, s in sizes))
+        words = (f"{format_size(size)} {f'on {where}' if where else 'in host memory'}" for where, size in sizes if size)
+        return ", ".join(words)
 
     known = "llama.cpp's own figures" if plan.cost.is_measured else "estimated, in closed form"
     return [
