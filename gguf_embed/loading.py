@@ -52,6 +52,9 @@ def load_session(
     """
     asked, machine = selection, hardware.probe()
     margins = dict(load_margins(catalog.config.state_dir, machine))
+    if not selection.plan.facts.is_exact:  # sizes were a listing's; now the file itself can be asked
+        selection = _next(catalog, asked, path, limits=limits, overrides=overrides, margins=margins)
+        path = selection.source.path or path
     first = selection = check_on_disk(selection, path, overrides=overrides)
     while True:
         try:
@@ -104,7 +107,7 @@ def _next(
     smaller = [one for one in sources[sources.index(asked.source) + 1 :] if one.is_on_disk]
     resolved = dataclasses.replace(asked.resolved, sources=(here, *smaller), others=())
     try:
-        return select(catalog, resolved, limits=limits, overrides=overrides, margins=margins)
+        selection = select(catalog, resolved, limits=limits, overrides=overrides, margins=margins)
     except DoesNotFitError as error:
         raise DoesNotFitError(
             f"{error} It looked as if it would fit, and the memory was refused when it was loaded.",
@@ -112,6 +115,11 @@ def _next(
             available_bytes=error.available_bytes,
             rejected=error.rejected,
         ) from error
+    known = {one.quant for one in selection.plan.rejected} | {selection.plan.quant}
+    others = tuple(one for one in asked.plan.rejected if one.quant not in known)
+    return dataclasses.replace(
+        selection, plan=dataclasses.replace(selection.plan, rejected=(*selection.plan.rejected, *others))
+    )
 
 
 def _warn(before: Plan, after: Plan) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from gguf_embed.fit.dryrun import DryRun
 from gguf_embed.models.registry import load_registry
 from gguf_embed.models.wheel import fetch_wheel_model
 
@@ -18,9 +19,16 @@ sys.path.insert(0, str(Path(__file__).parent))
 _LOOPBACK = ("127.", "::1", "localhost")
 
 
+@pytest.fixture(scope="session")
+def dry_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the run's dry runs are kept: each asks the same of the same few headers, and takes a child process."""
+    return tmp_path_factory.mktemp("dry-runs")
+
+
 @pytest.fixture(autouse=True)
-def isolated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def isolated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dry_runs: Path) -> None:
     """Refuse sockets beyond loopback, clear settings, point caches into tmp_path."""
+    monkeypatch.setattr("gguf_embed.selection.DryRun", lambda **known: DryRun(**known | {"cache_dir": dry_runs}))
     for name in list(os.environ):
         if name.startswith(("GGUF_EMBED_", "HF_", "HUGGINGFACE_")) and name != "HF_HUB_DISABLE_TELEMETRY":
             monkeypatch.delenv(name)

@@ -298,7 +298,7 @@ def test_a_named_quant_of_an_unknown_repository(catalog, fake):
 
 def test_a_quant_that_a_repository_lacks(catalog):
     """The error lists what the repository holds."""
-    with pytest.raises(UnknownQuantError, match=f"{OTHER} has no Q6_K; it has Q2_K, Q4_K_M, Q4_K_S, Q8_0"):
+    with pytest.raises(UnknownQuantError, match=f"{OTHER} has no quant 'Q6_K'; it has Q2_K, Q4_K_M, Q4_K_S, Q8_0"):
         catalog.resolve(f"{OTHER}:Q6_K")
 
 

@@ -224,9 +224,9 @@ def test_folders_tell_what_they_hold(shell, machine, tmp_path, monkeypatch):
     folders = {folder["name"]: folder for folder in shell("doctor", "--json").json["folders"]}
     assert folders["models"]["used_bytes"] == pytest.approx(1 << 20, rel=0.01)
     assert folders["models"]["is_there"] is True
-    assert folders["made here"]["is_there"] is False
+    assert folders["learnt here"]["is_there"] is False
     assert all(folder["free_bytes"] > 0 for folder in folders.values())
-    assert not (tmp_path / "cache").exists()  # looking makes nothing
+    assert not (tmp_path / "state").exists()  # looking makes nothing
     assert f"{tmp_path / 'hub'} (1 MiB used, " in shell("doctor").out
 
 

@@ -342,6 +342,25 @@ def test_the_hub_down_is_an_estimate_and_a_warning(catalog, hub, caplog):
     assert "503" in record.getMessage()
 
 
+@pytest.mark.parametrize("with_shape", [True, False])
+def test_one_header_that_cannot_be_had_is_estimated(catalog, hub, lay, caplog, with_shape):
+    """A sibling that its donor does not tell of is read; with the hub down the shape will do, and that is said."""
+    lay("F16")
+    make = catalog(with_shape=with_shape)
+    resolved = make.resolve("tiny")
+    donor = find_donor(make, resolved)
+    silent = dataclasses.replace(donor, facts=dataclasses.replace(donor.facts, quant=None))
+    hub.faults.status = 503
+    if not with_shape:
+        with pytest.raises(HubError):
+            find_facts(make, resolved, resolved.sources[1], donor=silent)
+        return
+    facts = find_facts(make, resolved, resolved.sources[1], donor=silent)
+    assert (facts.is_exact, facts.weights_bytes) == (False, resolved.sources[1].size_bytes)
+    [record] = [one for one in caplog.records if one.levelno >= logging.WARNING]
+    assert record.getMessage().startswith("Q8_0 is an estimate from the registry")
+
+
 def test_the_hub_down_without_a_shape_is_an_error(catalog, hub):
     """Where nothing is known of a model, nothing is guessed."""
     hub.faults.status = 503

@@ -270,11 +270,11 @@ def test_what_is_no_reference(text):
     ("text", "model_id", "quant"),
     [
         ("qwen3-embedding-4b:Q9_K", "qwen3-embedding-4b", "Q9_K"),
-        ("qwen3-embedding-4b:Q2_K", "qwen3-embedding-4b", "Q2_K"),
+        ("qwen3-embedding-4b:Q1_0", "qwen3-embedding-4b", "Q1_0"),
         ("qwen3-embedding-4b:best", "qwen3-embedding-4b", "best"),
         ("qwen3-embedding:4b:best", "qwen3-embedding-4b", "best"),
         ("qwen3-embedding:Q9_K", "qwen3-embedding-4b", "Q9_K"),
-        ("qwen3-embedding:4b-q2_k", "qwen3-embedding-4b", "q2_k"),
+        ("qwen3-embedding:4b-q1_0", "qwen3-embedding-4b", "q1_0"),
         (f"{REPO}:best", REPO, "best"),
     ],
 )

@@ -91,7 +91,7 @@ def run(arguments: Sequence[str]) -> int:
 
     _open_closed_streams()
     try:
-        cli.main(args=list(arguments), prog_name="gguf-embed", standalone_mode=False)
+        code = cli.main(args=list(arguments), prog_name="gguf-embed", standalone_mode=False)
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except click.ClickException as error:
@@ -109,7 +109,7 @@ def run(arguments: Sequence[str]) -> int:
         click.echo(f"error: stdout cannot be written: {error.strerror}", err=True)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter would fail on it again at exit
         return UNWRITABLE
-    return 0
+    return code if isinstance(code, int) else 0  # a command that exits by itself
 
 
 def _open_closed_streams() -> None:

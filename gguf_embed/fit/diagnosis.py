@@ -71,6 +71,11 @@ _NO_CUDA_DEVICE = Finding(
     fix="look at nvidia-smi; the driver may be older than the CUDA that llama-cpp-python was built with",
     is_problem=True,
 )
+_NO_AMD_DEVICE = Finding(
+    what="an AMD compute driver is present and llama.cpp, built for GPUs, sees none",
+    fix="look at rocminfo or vulkaninfo; this user may lack the groups render and video",
+    is_problem=True,
+)
 
 
 def probe_system(visible_devices: str | None = None) -> System:
@@ -130,12 +135,13 @@ def _gpu_findings(hardware: Hardware, system: System) -> list[Finding]:
         (system.is_translated, _ROSETTA),
         (system.platform == "darwin" and "unified" not in kinds and system.machine == "arm64",
          _unused("Apple Silicon's GPU", "METAL")),
-        (lacks_nvidia and visible is not None and not visible.strip(" ,-1"),
+        (lacks_nvidia and visible is not None and visible.split(",")[0].strip() in ("", "-1"),
          Finding(what=f"CUDA_VISIBLE_DEVICES is {visible!r}, which hides every NVIDIA GPU",
                  fix="unset CUDA_VISIBLE_DEVICES", is_problem=True)),
         (lacks_nvidia and system.can_offload, _NO_CUDA_DEVICE),
         (lacks_nvidia, _unused("an NVIDIA GPU", "CUDA")),
-        (system.has_amd and not kinds, _unused("an AMD GPU", "VULKAN")),
+        (system.has_amd and not kinds and not system.can_offload, _unused("an AMD GPU", "VULKAN")),
+        (system.has_amd and not kinds, _NO_AMD_DEVICE),
         (kinds == {"integrated"},
          Finding(what="the graphics unit inside the processor is used only when asked for: --device gpu")),
     )  # fmt: skip

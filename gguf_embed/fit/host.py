@@ -63,7 +63,7 @@ def _cgroup_limits() -> Iterator[tuple[int, int]]:
     if sys.platform != "linux":
         return
     try:
-        lines = Path("/proc/self/cgroup").read_text(encoding="ascii").splitlines()
+        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
         return
     for line in lines:

@@ -37,7 +37,9 @@ def load_margins(state_dir: Path, hardware: Hardware) -> dict[str, int]:
     if not isinstance(entry, dict) or entry.get("llama_cpp") != version("llama-cpp-python"):
         return {}
     margins = entry.get("margins")
-    return {str(name): int(size) for name, size in margins.items()} if isinstance(margins, dict) else {}
+    if not isinstance(margins, dict):
+        return {}
+    return {name: size for name, size in margins.items() if isinstance(size, int) and size >= 0}
 
 
 def remember_margin(state_dir: Path, hardware: Hardware, margins: Mapping[str, int]) -> None:

@@ -87,7 +87,7 @@ def find_places(hardware: Hardware, limits: Limits, margins: Mapping[str, int] |
         whole = [_place("gpu", (one,), budgets, host) for one in sorted(devices, key=lambda one: -budgets[one.name])]
         discrete = tuple(one for one in devices if not one.is_unified)
         if len(discrete) > 1:
-            whole.append(_place("split", discrete, budgets, host))
+            whole.append(_place("split", discrete, _capped(budgets, discrete, limits), host))
         stages.append(whole)
         if discrete:
             largest = max(discrete, key=lambda one: budgets[one.name])
@@ -114,6 +114,13 @@ def _budget(device: Accelerator, hardware: Hardware, limits: Limits, margins: Ma
     if device.is_unified:
         free = min(free, hardware.ram_total_bytes - MARGIN_UNIFIED)
     return max(0, free if limits.memory_bytes is None else min(free, limits.memory_bytes))
+
+
+def _capped(budgets: Mapping[str, int], devices: tuple[Accelerator, ...], limits: Limits) -> dict[str, int]:
+    """Budgets of several devices that together stay within what the user allows."""
+    total = sum(budgets[one.name] for one in devices)
+    allowed = total if limits.memory_bytes is None else min(total, limits.memory_bytes)
+    return {one.name: budgets[one.name] * allowed // max(total, 1) for one in devices}
 
 
 def _usable(hardware: Hardware, wanted: str) -> list[Accelerator]:

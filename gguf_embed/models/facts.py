@@ -134,7 +134,10 @@ def _kept_header(catalog: Catalog, source: Source) -> Header | None:
     if source.repo is None or source.file is None:
         return None
     path = catalog.headers.find(source.remote)
-    header = parse_header(path.read_bytes()) if path is not None else None
+    try:
+        header = parse_header(path.read_bytes()) if path is not None else None
+    except OSError:  # dropped by another process
+        return None
     if path is None or header is None:
         return None
     return Header(source=source, facts=facts_of_header(header, Path(PurePosixPath(source.file).name)), path=path)

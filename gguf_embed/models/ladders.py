@@ -15,7 +15,8 @@ PREFERENCES = ("default", "quality", "speed", "small")
 # What is tried of a repo that the registry does not know, best first; the other quants only when named.
 LADDER = ("Q4_K_M", "Q4_K_S", "Q3_K_M")
 QUALITY_LADDER = (
-    "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_0", *LADDER, "IQ4_XS", "Q4_0", "Q3_K_S", "Q2_K",
+    "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_0", "Q4_K_M", "Q4_K_S", "IQ4_XS", "Q4_0", "Q3_K_M",
+    "Q3_K_S", "Q2_K",
 )  # fmt: skip
 # Fastest first on a CPU; on a GPU they differ little. Source: Qwen3-Embedding-0.6B's shape, decodes of 512 tokens,
 # 2 cores with AVX-512, medians of 4 rounds, 2026-11-21: 546, 532, 521, 451, 428, 407, 383, 326 and 244 tokens a second.

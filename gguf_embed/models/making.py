@@ -91,11 +91,13 @@ def _sources(catalog: Catalog, reference: Reference, text: str, source_quant: st
         else:
             known, sources = known or found, [*sources, *found.sources]
     if known is None:
+        available = missing.available if missing is not None else ()
         raise UnknownQuantError(
-            f"{text} comes in none of {', '.join(wanted)}, and a smaller one cannot be made well from what it has",
+            f"{text} comes in none of {', '.join(wanted)}, and what it has, {', '.join(available) or 'nothing'}, is "
+            "too coarse to be quantized again; take another repository",
             model_id=text,
             quant=wanted[0],
-            available=missing.available if missing is not None else (),
+            available=available,
         ) from missing
     return Resolved(
         reference=known.reference, model_id=known.model_id, spec=known.spec, sources=tuple(sources), others=()

@@ -26,11 +26,10 @@ MIB = 1 << 20
 
 
 @pytest.fixture(autouse=True)
-def machine(monkeypatch, tmp_path_factory):
-    """A machine whose free memory holds still, and dry runs that these tests share."""
+def machine(monkeypatch):
+    """A machine whose free memory holds still."""
     still = dataclasses.replace(hardware.probe(), accelerators=(), ram_available_bytes=8 << 30, ram_limited_by="")
     monkeypatch.setattr(hardware, "probe", lambda: still)
-    monkeypatch.setenv("GGUF_EMBED_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache-of-test-loading"))
     monkeypatch.setenv("GGUF_EMBED_N_THREADS", "1")
     return still
 
@@ -254,6 +253,22 @@ def test_a_named_quantization_is_not_replaced(hub, refuse):
     refuse(lambda settings: "F32" in settings.path.name)
     with pytest.raises(DoesNotFitError):
         Embedder(f"{REPO}:F32").load()
+
+
+def test_what_was_planned_from_a_sibling_is_planned_again(hub, qwen3_quantized, refuse, caplog):
+    """A file that was fetched is asked itself before it is loaded; nothing is said, and no reason gets lost."""
+    enough = Embedder(qwen3_quantized("F16")).plan.required_bytes + MIB // 8
+    loads = refuse()
+    with Embedder(REPO, prefer="quality", limits=Limits(memory_bytes=enough)) as model:
+        before = model.plan
+        model.load()
+        after = model.plan
+    assert (before.quant, before.facts.is_exact) == ("F16", False)
+    assert (after.quant, after.facts.is_exact, after.cost.is_measured) == ("F16", True, True)
+    assert after.layout == before.layout
+    assert [one.quant for one in after.rejected] == [one.quant for one in before.rejected] == ["F32", "Q8_0"]
+    assert len(loads.tried) == 1
+    assert warnings_of(caplog) == []
 
 
 # Nothing loads
