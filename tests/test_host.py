@@ -153,7 +153,7 @@ def test_a_group_s_name_need_not_be_ascii(linux):
     assert probe_host().available_bytes == GIB
 
 
-SIZES = st.integers(0, 20 * GIB)
+SIZES = st.integers(0, 20 * 1024).map(lambda n_mib: n_mib * MIB)
 
 
 @on_linux

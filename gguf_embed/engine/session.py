@@ -72,8 +72,8 @@ class SessionSettings:
         if self.pooling_type not in ("last", "mean", "cls"):
             raise ValueError(f"pooling_type is {self.pooling_type!r}; it is last, mean or cls")
         layout = self.layout
-        if not layout.n_seq_max <= self.n_batch <= layout.n_ubatch <= layout.n_ctx <= self.n_ctx_max:
-            raise ValueError(f"n_seq_max <= n_batch <= n_ubatch <= n_ctx <= n_ctx_max does not hold in {self}")
+        if not layout.n_seq_max <= self.n_batch <= layout.n_ubatch or self.n_ctx_max < 1:
+            raise ValueError(f"n_seq_max <= n_batch <= n_ubatch and 1 <= n_ctx_max do not hold in {self}")
 
 
 class Session:

@@ -24,7 +24,7 @@ from gguf_embed.fit.memory import BufferSizes
 from gguf_embed.models.header import ModelFacts
 from gguf_embed.native.backend import library_stamp
 from gguf_embed.native.buffers import Buffer
-from gguf_embed.native.child import child_command
+from gguf_embed.native.child import child_command, last_words
 from gguf_embed.native.layout import Layout
 
 __all__ = ["DryRun"]
@@ -151,11 +151,11 @@ def _read_answer(done: subprocess.CompletedProcess[str], path: Path, layouts: li
     if done.returncode:
         if -done.returncode in _ABORTS and not _is_squeezed():
             raise ModelLoadError(
-                f"{path.name} makes llama.cpp abort: {_last_words(done.stderr)}. The file is damaged or needs another "
+                f"{path.name} makes llama.cpp abort ({last_words(done.stderr)}). The file is damaged or needs another "
                 "llama.cpp: fetch it again, or pip install -U llama-cpp-python",
                 path=path,
             )
-        logger.info("no dry run of %s: exit code %d: %s", path.name, done.returncode, _last_words(done.stderr))
+        logger.info("no dry run of %s: exit code %d: %s", path.name, done.returncode, last_words(done.stderr))
         return [None] * len(layouts)
     answer: dict[str, Any] = json.loads(done.stdout)
     if "error" in answer:
@@ -173,10 +173,6 @@ def _is_squeezed() -> bool:
     import resource  # noqa: PLC0415 - not on Windows
 
     return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
-
-
-def _last_words(stderr: str) -> str:
-    return next((line.strip() for line in reversed(stderr.splitlines()) if line.strip()), "it says nothing")
 
 
 def _sizes(buffers: list[Buffer], layout: Layout) -> BufferSizes:

@@ -14,7 +14,15 @@ from gguf_embed.fit.plan import Limits
 from gguf_embed.models.header import ModelFacts
 from gguf_embed.native.layout import Layout
 
-__all__ = ["N_CTX_FLOOR", "N_CTX_WORKING", "can_split_texts", "layouts", "n_ctx_working", "whole_layout"]
+__all__ = [
+    "N_CTX_FLOOR",
+    "N_CTX_WORKING",
+    "can_split_texts",
+    "layouts",
+    "n_ctx_working",
+    "whole_blocks",
+    "whole_layout",
+]
 
 # Tokens in flight: what a plan has at least, and what the smallest quantization may go down to.
 N_CTX_WORKING, N_CTX_FLOOR = 2048, 512
@@ -57,6 +65,7 @@ def layouts(facts: ModelFacts, place: Place, limits: Limits, *, at_floor: bool =
         if limits.n_ctx is not None or not can_split_texts(facts) or n_ctx <= N_CTX_FLOOR:
             return []
         n_ctx = N_CTX_FLOOR
+    n_ctx = whole_blocks(n_ctx)
     found = []
     for kv_type in _kv_types(facts, limits):
         sized = [
@@ -78,13 +87,23 @@ def whole_layout(facts: ModelFacts, place: Place, *, n_ctx: int = N_CTX_WORKING,
     return Layout(
         n_ctx=n_ctx,
         n_ubatch=n_ubatch,
-        n_seq_max=min(N_SEQ_MAX, n_ubatch),
+        n_seq_max=_divisor(n_ubatch, N_SEQ_MAX),
         n_gpu_layers=facts.n_layer + 1 if place.accelerators else 0,
         devices=tuple(one.name for one in place.accelerators),
         skips_head=can_split_texts(facts),
         # A repacked copy would stand beside the map; on a device nothing is repacked.
         load_mode="mmap" if place.placement in ("gpu", "split") else "none",
     )
+
+
+def whole_blocks(n_ctx: int) -> int:
+    """Round a context up to whole blocks of N_SEQ_MAX tokens, so that its decodes can hold that many texts."""
+    return n_ctx if n_ctx <= N_SEQ_MAX else -(-n_ctx // N_SEQ_MAX) * N_SEQ_MAX
+
+
+def _divisor(n_ubatch: int, most: int) -> int:
+    """The largest divisor of n_ubatch that is at most this."""
+    return next(n for n in range(min(most, n_ubatch), 0, -1) if n_ubatch % n == 0)
 
 
 def _kv_types(facts: ModelFacts, limits: Limits) -> tuple[str, ...]:
@@ -103,7 +122,7 @@ def _n_ubatches(facts: ModelFacts, n_ctx: int) -> tuple[int, ...]:
 
 def _without_output(layout: Layout) -> Layout:
     return dataclasses.replace(
-        layout, is_output_on_host=True, n_seq_max=min(layout.n_seq_max, _N_SEQ_MAX_OUTPUT_ON_HOST)
+        layout, is_output_on_host=True, n_seq_max=_divisor(layout.n_ubatch, _N_SEQ_MAX_OUTPUT_ON_HOST)
     )
 
 
@@ -118,15 +137,33 @@ def _parts(facts: ModelFacts, layout: Layout, limits: Limits) -> Iterator[Layout
 
 
 def _shared_out(facts: ModelFacts, place: Place, layout: Layout) -> Iterator[Layout]:
-    """Share the layers of a whole model out over several devices, by how many each has room for."""
+    """Share the layers of a whole model out over several devices, by how many each has room for.
+
+    A device never gets more than it surely has room for, so more memory anywhere never spoils what fitted before.
+    """
     if place.placement != "split":
         yield layout
         return
-    n_layers, n_devices = facts.n_layer + 1, len(place.budgets)
-    usage = memory_cost(facts, dataclasses.replace(layout, devices=layout.devices[:1])).devices[0]
-    a_layer = max(1, (usage.weights_bytes + usage.kv_bytes) // n_layers)
-    room = [1 + max(0, budget - usage.compute_bytes) // a_layer for budget in place.budgets]
-    ends = [n_layers * sum(room[: index + 1]) // sum(room) for index in range(n_devices)]
-    shares = tuple(end - begin for begin, end in zip([0, *ends], ends, strict=False))
-    if min(shares) >= 1:
-        yield dataclasses.replace(layout, tensor_split=shares)
+    one_device = dataclasses.replace(layout, devices=layout.devices[:1])
+    usage = memory_cost(facts, one_device).devices[0]
+    output_bytes = 0 if layout.is_output_on_host else facts.output_bytes
+    a_layer = max(1, max(facts.layer_sizes) + usage.kv_bytes // facts.n_layer)
+    last = len(place.budgets) - 1
+    room = [
+        max(0, budget - usage.compute_bytes - (output_bytes if index == last else 0)) // a_layer
+        for index, budget in enumerate(place.budgets)
+    ]
+    shares = _by_room(facts.n_layer, room)
+    shares[last] += 1  # the output counts as a layer
+    yield dataclasses.replace(layout, tensor_split=tuple(shares))
+
+
+def _by_room(n_layers: int, room: list[int]) -> list[int]:
+    """Layers for each device in proportion to its room; where that is too little, nearly all for the largest."""
+    if min(room) >= 1 and sum(room) >= n_layers:
+        ends = [n_layers * sum(room[: index + 1]) // sum(room) for index in range(len(room))]
+        shares = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+        if min(shares) >= 1:
+            return shares
+    largest = room.index(max(room))
+    return [n_layers - len(room) + 1 if index == largest else 1 for index in range(len(room))]

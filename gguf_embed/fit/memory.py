@@ -210,7 +210,7 @@ class Measurements:
         short = [
             _short(_with_buffers(memory_cost(facts, measured), sizes), memory_cost(facts, measured))
             for (name, measured), sizes in self._points.items()
-            if name == quant and dataclasses.replace(measured, n_ctx=layout.n_ctx) == layout
+            if name == quant and _is_same_but_for_context(measured, layout)
         ]
         if not short:
             return cost
@@ -220,6 +220,11 @@ class Measurements:
         )
         host_bytes = max(0, cost.host.compute_bytes + max(by for _, by in short))
         return MemoryCost(devices=devices, host=dataclasses.replace(cost.host, compute_bytes=host_bytes))
+
+
+def _is_same_but_for_context(one: Layout, other: Layout) -> bool:
+    names = (field.name for field in dataclasses.fields(Layout) if field.name != "n_ctx")
+    return all(getattr(one, name) == getattr(other, name) for name in names)
 
 
 def _short(measured: MemoryCost, closed: MemoryCost) -> tuple[tuple[int, ...], int]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from gguf_embed.errors import DoesNotFitError
 from gguf_embed.fit.hardware import Hardware
-from gguf_embed.fit.layouts import can_split_texts, layouts
+from gguf_embed.fit.layouts import can_split_texts, layouts, whole_blocks
 from gguf_embed.fit.memory import Measurements, MemoryCost
 from gguf_embed.fit.places import Place, find_places
 from gguf_embed.fit.plan import Candidate, Limits, Plan, Rejection
@@ -144,8 +144,9 @@ def _required_bytes(cost: MemoryCost, place: Place, facts: ModelFacts) -> int:
 
 
 def _longest_n_ctx(case: _Case, candidate: Candidate, place: Place, layout: Layout) -> int:
-    """The longest text that fits beside the weights, in whole steps, at least the layout's context."""
-    low, high = layout.n_ctx, candidate.facts.n_ctx_train
+    """The longest text that fits beside the weights, in whole steps, at least the layout's context or the model's longest."""
+    high = candidate.facts.n_ctx_train
+    low = min(layout.n_ctx, high)
     while low < high:
         middle = min(high, -(-(low + high + 1) // 2 // _N_CTX_STEP) * _N_CTX_STEP)
         if middle <= low:
@@ -159,6 +160,7 @@ def _longest_n_ctx(case: _Case, candidate: Candidate, place: Place, layout: Layo
 
 def grown(layout: Layout, facts: ModelFacts, n_ctx: int) -> Layout:
     """Return the layout of a context that holds a text of n_ctx tokens; an encoder decodes it all at once."""
+    n_ctx = max(layout.n_ctx, whole_blocks(n_ctx))
     n_ubatch = layout.n_ubatch if can_split_texts(facts) else n_ctx
     return dataclasses.replace(layout, n_ctx=n_ctx, n_ubatch=n_ubatch)
 

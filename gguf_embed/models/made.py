@@ -57,7 +57,8 @@ def sizes_by_quant(spec: ModelSpec) -> dict[str, int | None]:
     """Return the sizes of a model's quantizations, None where one is not known."""
     listed: dict[str, int | None] = {quant: size for source in spec.discoverable for quant, size in source.quants}
     wheel: dict[str, int | None] = {spec.wheel.quant: spec.wheel.size_bytes} if spec.wheel is not None else {}
-    return listed | wheel | {file.quant: file.size_bytes for file in spec.files}
+    sizes = listed | wheel | {file.quant: file.size_bytes for file in spec.files}
+    return {quant: sizes.get(quant) for quant in spec.quants}
 
 
 def missing_offers(spec: ModelSpec) -> tuple[tuple[str, str], ...]:

@@ -26,7 +26,7 @@ import filelock
 from gguf_embed.errors import BackendError, GGUFEmbedError, InvalidGGUFError, StorageError, UnsupportedModelError
 from gguf_embed.models.header import facts_of_header
 from gguf_embed.native import ggml
-from gguf_embed.native.child import child_command
+from gguf_embed.native.child import child_command, last_words
 from gguf_embed.native.quantize import FTYPES, llama_cpp_version
 from gguf_embed.sizes import format_size
 
@@ -55,7 +55,6 @@ _DISK_MARGIN_BYTES = 64 << 20  # 64 MiB stay free for everything else on the dis
 
 _PREFIX = "gguf_embed."
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_ABORT = re.compile(r"\.\w+:\d+: ")  # ggml_abort: file.cpp:123: why; a stack of no interest follows
 _MAX_LOG_BYTES = 64 << 10  # 64 KiB
 
 
@@ -300,8 +299,7 @@ def _child(command: list[str], log: IO[bytes]) -> Iterator[subprocess.Popen[byte
 
 def _last_words(log: IO[bytes]) -> str:
     log.seek(max(0, log.seek(0, os.SEEK_END) - _MAX_LOG_BYTES))
-    lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
-    return next((line for line in lines if _ABORT.search(line)), lines[-1] if lines else "it gave no reason")
+    return last_words(log.read().decode(errors="replace"))
 
 
 def _failure(failure: str, error: str, code: int, last_words: str, folder: Path) -> GGUFEmbedError:

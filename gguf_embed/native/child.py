@@ -6,14 +6,18 @@ It must not know what they do.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
-__all__ = ["child_command"]
+__all__ = ["child_command", "last_words"]
 
+# An abort of ggml's would start a debugger to print where it happened.
 _BOOT = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from {module} import main; sys.exit(main(sys.argv[2:]))"
+    "import json, os, sys; os.environ['GGML_NO_BACKTRACE'] = '1'; sys.path[:] = json.loads(sys.argv[1]); "
+    "from {module} import main; sys.exit(main(sys.argv[2:]))"
 )
+_ABORT = re.compile(r"(?:^|[/\\])([\w.+-]+\.\w+:\d+: .*)")  # ggml_abort: folder/file.cpp:123: why
 
 
 def child_command(module: str, *arguments: str) -> list[str] | None:
@@ -38,3 +42,10 @@ def child_command(module: str, *arguments: str) -> list[str] | None:
     if root not in paths:
         paths.append(root)
     return [sys.executable, "-P", "-c", _BOOT.format(module=module), json.dumps(paths), *arguments]
+
+
+def last_words(log: str) -> str:
+    """Find why a child died in what it wrote to stderr: the assertion that failed, else its last line."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    aborts = (found[1] for line in lines if (found := _ABORT.search(line)))
+    return next(aborts, lines[-1] if lines else "it gave no reason")

@@ -21,7 +21,7 @@ class Layout:
     Attributes:
         n_ctx: KV cells, shared by all texts of a decode.
         n_ubatch: most tokens of one decode; n_batch is the same.
-        n_seq_max: most texts of one decode, 1 <= n_seq_max <= n_ubatch <= n_ctx.
+        n_seq_max: most texts of one decode, 1 <= n_seq_max <= n_ubatch <= n_ctx, and a divisor of n_ubatch.
         n_gpu_layers: layers on the devices, counted from the last one; n_layer + 1 for all. The output is always one
             of them: llama.cpp 0c1e57098 gives it a device before any layer (src/llama-model.cpp, i_gpu_start).
         devices: ggml's names, none for the CPU.
@@ -48,6 +48,8 @@ class Layout:
             raise ValueError(
                 f"1 <= n_seq_max {self.n_seq_max} <= n_ubatch {self.n_ubatch} <= n_ctx {self.n_ctx} does not hold"
             )
+        if self.n_ubatch % self.n_seq_max:  # llama.cpp rounds up, and then its mean pooling fails an assertion
+            raise ValueError(f"n_ubatch {self.n_ubatch} is no multiple of n_seq_max {self.n_seq_max}")
         if self.kv_type not in KV_TYPES:
             raise ValueError(f"kv_type is {self.kv_type!r}; it is one of {', '.join(KV_TYPES)}")
         if self.load_mode not in LOAD_MODES:
