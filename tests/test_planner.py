@@ -566,13 +566,15 @@ def test_a_card_that_holds_all_beats_two_that_hold_more():
     assert (plan("m", QWEN, two).quant, plan("m", QWEN, two).placement) == ("Q4_K_M", "split")
 
 
-def test_more_on_one_of_two_cards_never_picks_less():
-    """Two cards of many sizes, the second larger and larger, however the layers come to be shared out."""
-    for first in (1024, 1280, 1536):
-        plans = [plan("m", QWEN, machine(card(first * MIB), card(second * MIB, name="CUDA1")))
-                 for second in range(384, 2560, 32)]  # fmt: skip
-        for before, after in itertools.pairwise(plans):
-            never_smaller(before, after, QWEN)
+@pytest.mark.parametrize("others", [(1024,), (1280,), (360, 1024), (360, 1280)], ids=str)
+def test_more_on_one_of_several_cards_never_picks_less(others):
+    """The last card larger and larger beside one or two of fixed size, however the layers come to be shared out."""
+    plans = []
+    for n_mib in range(512, 2560, 32):
+        cards = [card(size * MIB, name=f"CUDA{index}") for index, size in enumerate((*others, n_mib))]
+        plans.append(plan("m", QWEN, machine(*cards)))
+    for before, after in itertools.pairwise(plans):
+        never_smaller(before, after, QWEN)
 
 
 def test_a_card_with_room_for_hardly_a_layer_is_no_obstacle():

@@ -137,33 +137,37 @@ def _parts(facts: ModelFacts, layout: Layout, limits: Limits) -> Iterator[Layout
 
 
 def _shared_out(facts: ModelFacts, place: Place, layout: Layout) -> Iterator[Layout]:
-    """Share the layers of a whole model out over several devices, by how many each has room for.
+    """Share the layers of a whole model out over several devices: in proportion to their room, then as it goes in.
 
-    A device never gets more than it surely has room for, so more memory anywhere never spoils what fitted before.
+    The second way fits whenever any does, so that more memory anywhere never spoils what fitted before.
     """
     if place.placement != "split":
         yield layout
         return
-    one_device = dataclasses.replace(layout, devices=layout.devices[:1])
-    usage = memory_cost(facts, one_device).devices[0]
+    usage = memory_cost(facts, dataclasses.replace(layout, devices=layout.devices[:1])).devices[0]
     output_bytes = 0 if layout.is_output_on_host else facts.output_bytes
-    a_layer = max(1, max(facts.layer_sizes) + usage.kv_bytes // facts.n_layer)
-    last = len(place.budgets) - 1
-    room = [
-        max(0, budget - usage.compute_bytes - (output_bytes if index == last else 0)) // a_layer
-        for index, budget in enumerate(place.budgets)
-    ]
-    shares = _by_room(facts.n_layer, room)
-    shares[last] += 1  # the output counts as a layer
-    yield dataclasses.replace(layout, tensor_split=tuple(shares))
+    sizes = [size + usage.kv_bytes // facts.n_layer for size in facts.layer_sizes]
+    room = [max(0, budget - usage.compute_bytes) for budget in place.budgets]
+    room[-1] = max(0, room[-1] - output_bytes)  # which the last device has
+    for shares in dict.fromkeys((_in_proportion(len(sizes), room), _as_it_goes_in(sizes, room))):
+        yield dataclasses.replace(layout, tensor_split=(*shares[:-1], shares[-1] + 1))  # the output counts as a layer
 
 
-def _by_room(n_layers: int, room: list[int]) -> list[int]:
-    """Layers for each device in proportion to its room; where that is too little, nearly all for the largest."""
-    if min(room) >= 1 and sum(room) >= n_layers:
-        ends = [n_layers * sum(room[: index + 1]) // sum(room) for index in range(len(room))]
-        shares = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
-        if min(shares) >= 1:
-            return shares
-    largest = room.index(max(room))
-    return [n_layers - len(room) + 1 if index == largest else 1 for index in range(len(room))]
+def _in_proportion(n_layers: int, room: list[int]) -> tuple[int, ...]:
+    """One layer each, the others by room."""
+    whole, spare = max(sum(room), 1), n_layers - len(room)
+    ends = [spare * sum(room[: index + 1]) // whole for index in range(len(room) - 1)]
+    return tuple(end - begin + 1 for begin, end in zip([0, *ends], [*ends, spare], strict=True))
+
+
+def _as_it_goes_in(sizes: list[int], room: list[int]) -> tuple[int, ...]:
+    """Each device filled in turn; what is left over goes to the last, too much for it or not."""
+    shares, begin = [], 0
+    for bytes_left in room[:-1]:
+        end, used = begin, 0
+        while end < len(sizes) and used + sizes[end] <= bytes_left:
+            used += sizes[end]
+            end += 1
+        shares.append(end - begin)
+        begin = end
+    return (*shares, len(sizes) - begin)

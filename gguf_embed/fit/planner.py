@@ -144,7 +144,7 @@ def _required_bytes(cost: MemoryCost, place: Place, facts: ModelFacts) -> int:
 
 
 def _longest_n_ctx(case: _Case, candidate: Candidate, place: Place, layout: Layout) -> int:
-    """The longest text that fits beside the weights, in whole steps, at least the layout's context or the model's longest."""
+    """The longest text that fits beside the weights, in whole steps; at least the layout's context, if the model's."""
     high = candidate.facts.n_ctx_train
     low = min(layout.n_ctx, high)
     while low < high:

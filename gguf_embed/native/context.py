@@ -43,6 +43,8 @@ class Context:
         self._binding = backend()
         if layout.n_seq_max > int(self._binding.llama_max_parallel_sequences()):
             raise ValueError(f"n_seq_max is {layout.n_seq_max}; llama.cpp takes fewer sequences")
+        if layout.n_ubatch % layout.n_seq_max:  # llama.cpp rounds up, and then its mean pooling fails an assertion
+            raise ValueError(f"n_ubatch {layout.n_ubatch} is no multiple of n_seq_max {layout.n_seq_max}")
         if layout.skips_head and pooling_type != "last":
             raise ValueError(f"the head can be skipped for the last token, not for pooling {pooling_type!r}")
         self._model = model

@@ -48,8 +48,6 @@ class Layout:
             raise ValueError(
                 f"1 <= n_seq_max {self.n_seq_max} <= n_ubatch {self.n_ubatch} <= n_ctx {self.n_ctx} does not hold"
             )
-        if self.n_ubatch % self.n_seq_max:  # llama.cpp rounds up, and then its mean pooling fails an assertion
-            raise ValueError(f"n_ubatch {self.n_ubatch} is no multiple of n_seq_max {self.n_seq_max}")
         if self.kv_type not in KV_TYPES:
             raise ValueError(f"kv_type is {self.kv_type!r}; it is one of {', '.join(KV_TYPES)}")
         if self.load_mode not in LOAD_MODES:
