@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from gguf_embed.engine.session import Session
@@ -50,10 +51,11 @@ def load_session(
         DoesNotFitError: nothing on this disk can be loaded, down to the smallest context on the CPU.
         ModelLoadError: the file cannot be embedded with.
     """
-    asked, machine = selection, hardware.probe()
+    machine = hardware.probe()
     margins = dict(load_margins(catalog.config.state_dir, machine))
+    again = partial(_choose_again, catalog, limits=limits, overrides=overrides, machine=machine, margins=margins)
     if not selection.plan.facts.is_exact:  # sizes were a listing's; now the file itself can be asked
-        selection = _next(catalog, asked, path, limits=limits, overrides=overrides, margins=margins)
+        selection = again(selection, path)
         path = selection.source.path or path
     first = selection = check_on_disk(selection, path, overrides=overrides)
     while True:
@@ -62,9 +64,8 @@ def load_session(
         except AllocationError as error:
             logger.info("%s", error)
             _leave_alone(margins, selection.plan, machine)
-            selection = _next(catalog, asked, path, limits=limits, overrides=overrides, margins=margins)
+            selection = again(selection, path)
             path = selection.source.path or path
-            selection = check_on_disk(selection, path, overrides=overrides)
         else:
             break
     if selection is not first:
@@ -98,16 +99,23 @@ def _leave_alone(margins: dict[str, int], plan: Plan, machine: Hardware) -> None
         margins[name] = max(margins.get(name, 0), free.get(name, 0) - used_bytes) + 1
 
 
-def _next(
-    catalog: Catalog, asked: Selection, path: Path, *, limits: Limits, overrides: Overrides, margins: dict[str, int]
+def _choose_again(
+    catalog: Catalog,
+    selection: Selection,
+    path: Path,
+    *,
+    limits: Limits,
+    overrides: Overrides,
+    machine: Hardware,
+    margins: Mapping[str, int],
 ) -> Selection:
-    """Choose again among the files that are on this disk, the one that failed first."""
-    here = dataclasses.replace(asked.source, path=path)
-    sources = asked.resolved.sources
-    smaller = [one for one in sources[sources.index(asked.source) + 1 :] if one.is_on_disk]
-    resolved = dataclasses.replace(asked.resolved, sources=(here, *smaller), others=())
+    """Choose among the file at hand and the smaller ones that are on this disk too."""
+    sources = selection.resolved.sources
+    here = dataclasses.replace(selection.source, path=path)
+    smaller = [one for one in sources[sources.index(selection.source) + 1 :] if one.is_on_disk]
+    resolved = dataclasses.replace(selection.resolved, sources=(here, *smaller), others=())
     try:
-        selection = select(catalog, resolved, limits=limits, overrides=overrides, margins=margins)
+        chosen = select(catalog, resolved, limits=limits, overrides=overrides, here=machine, margins=margins)
     except DoesNotFitError as error:
         raise DoesNotFitError(
             f"{error} It looked as if it would fit, and the memory was refused when it was loaded.",
@@ -115,11 +123,10 @@ def _next(
             available_bytes=error.available_bytes,
             rejected=error.rejected,
         ) from error
-    known = {one.quant for one in selection.plan.rejected} | {selection.plan.quant}
-    others = tuple(one for one in asked.plan.rejected if one.quant not in known)
-    return dataclasses.replace(
-        selection, plan=dataclasses.replace(selection.plan, rejected=(*selection.plan.rejected, *others))
-    )
+    known = {one.quant for one in chosen.plan.rejected} | {chosen.plan.quant}
+    others = tuple(one for one in selection.plan.rejected if one.quant not in known)
+    plan = dataclasses.replace(chosen.plan, rejected=(*chosen.plan.rejected, *others))
+    return dataclasses.replace(chosen, plan=plan)
 
 
 def _warn(before: Plan, after: Plan) -> None:

@@ -87,6 +87,7 @@ def select(
     limits: Limits,
     overrides: Overrides,
     machine: hardware.Hardware | None = None,
+    here: hardware.Hardware | None = None,
     margins: Mapping[str, int] | None = None,
 ) -> Selection:
     """Weigh the quantizations that a reference came to and choose one.
@@ -100,6 +101,7 @@ def select(
         limits: what the plan may use.
         overrides: what the caller knows better.
         machine: plan for another machine than this one.
+        here: this machine, as it was probed before; None probes it now.
         margins: bytes to leave alone by device; None takes what this machine has taught before.
 
     Raises:
@@ -110,7 +112,7 @@ def select(
     donor = find_donor(catalog, resolved) if machine is None or not _is_known(resolved) else None
     candidates = [_candidate(catalog, resolved, source, overrides, donor) for source in resolved.sources]
     others = [_candidate(catalog, resolved, source, overrides, donor) for source in resolved.others]
-    here = machine or hardware.probe()
+    here = machine or here or hardware.probe()
     if machine is None and margins is None:
         margins = load_margins(catalog.config.state_dir, here)
     question = partial(planner.plan, resolved.model_id, candidates, here, limits, others=others, margins=margins)
@@ -132,7 +134,8 @@ def _plan(catalog: Catalog, question: Callable[..., Plan], donor: Header | None,
     if donor is None or donor.path is None:
         return question()
     dry_run = DryRun(cache_dir=catalog.config.cache_dir / "dry-runs", devices=here.fingerprint)
-    return _measured(question, partial(dry_run.measure, donor.path), donor.facts)
+    name = donor.source.name.rpartition("/")[2]
+    return _measured(question, partial(dry_run.measure, donor.path, name=name), donor.facts)
 
 
 def _with_offers(error: DoesNotFitError, resolved: Resolved) -> DoesNotFitError:

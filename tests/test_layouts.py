@@ -17,6 +17,7 @@ from gguf_embed.fit.layouts import (
     can_split_texts,
     layouts,
     n_ctx_working,
+    whole_blocks,
     whole_layout,
 )
 from gguf_embed.fit.memory import memory_cost
@@ -78,6 +79,19 @@ def test_tokens_in_flight(facts, limits, n_ctx):
     """2,048 for a model that may split texts, 512 for another, never more than it was trained for, or what is asked."""
     assert n_ctx_working(facts, limits) == n_ctx
     assert {layout.n_ctx for layout in layouts(facts, GPU, limits)} == {n_ctx}
+
+
+def test_contexts_are_of_whole_blocks():
+    """Beyond 64 tokens they are rounded up to multiples of 64, so that a decode can hold as many texts."""
+    assert [whole_blocks(n_ctx) for n_ctx in (1, 63, 64, 65, 128, 777)] == [1, 63, 64, 128, 128, 832]
+    for n_ctx, shape in ((777, (832, 512, 64)), (100, (128, 128, 64)), (61, (61, 61, 61))):
+        assert each(layouts(QWEN, CPU, Limits(n_ctx=n_ctx)), "n_ctx", "n_ubatch", "n_seq_max")[0] == shape
+
+
+def test_texts_of_a_decode_divide_its_tokens():
+    """61 tokens, a prime, are one text beside a projection on the host, which takes at most 16."""
+    (whole, without) = layouts(QWEN, GPU, Limits(n_ctx=61, kv_type="f16"))
+    assert (whole.n_seq_max, without.n_seq_max) == (61, 1)
 
 
 def test_a_card_is_tried_with_smaller_decodes_and_then_without_the_projection():
@@ -167,7 +181,8 @@ def test_every_layout_is_one_of_its_place(facts, where, limits, at_floor):
     for layout in found:
         assert layout.devices == tuple(one.name for one in where.accelerators)
         assert layout.n_ctx <= facts.n_ctx_train
-        assert limits.n_ctx in (None, layout.n_ctx)
+        assert limits.n_ctx is None or limits.n_ctx <= layout.n_ctx < limits.n_ctx + 64
+        assert layout.n_ubatch % layout.n_seq_max == 0
         assert can_split_texts(facts) or layout.n_ubatch == layout.n_ctx
         assert bool(layout.tensor_split) == (where.placement == "split")
 
@@ -183,17 +198,19 @@ def test_later_layouts_need_less_of_the_device(facts, where, limits):
 
 
 SIZES = st.integers(0, 4096).map(lambda n_mib: n_mib * MIB)
-BUDGETS = st.lists(SIZES, min_size=2, max_size=4)
+BUDGETS = st.lists(SIZES, min_size=2, max_size=8)
+FEW_LAYERS = dataclasses.replace(BERT, n_layer=3, layer_sizes=BERT.layer_sizes[:3])
 
 
 @law
-@given(st.sampled_from(list(FACTS.values())), BUDGETS)
+@given(st.sampled_from([*FACTS.values(), FEW_LAYERS]), BUDGETS)
 def test_every_layer_is_shared_out(facts, budgets):
-    """A split gives all of n_layer + 1, and something to the last device, which has the output."""
+    """A split gives all of n_layer + 1, nobody less than none, and something to the last, which has the output."""
     for layout in layouts(facts, place("split", *budgets), Limits()):
         assert sum(layout.tensor_split) == layout.n_gpu_layers == facts.n_layer + 1
         assert len(layout.tensor_split) == len(budgets)
         assert layout.tensor_split[-1] >= 1
+        assert min(layout.tensor_split) >= 0
 
 
 @law

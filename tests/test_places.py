@@ -175,7 +175,7 @@ def test_the_roomiest_device_comes_first(hardware, limits, margins):
     found = all_places(hardware, limits, margins)
     budgets = [place.budget_bytes for place in found if place.placement == "gpu"]
     assert budgets == sorted(budgets, reverse=True)
-    cards = [place for place in found if place.placement == "gpu" and not place.is_unified]  # by budget, as shown
+    cards = [place for place in found if place.placement == "gpu" and not place.is_unified]
     assert [place.budgets for place in found if place.placement == "partial"] == [one.budgets for one in cards[:1]]
 
 

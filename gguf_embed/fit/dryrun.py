@@ -51,13 +51,16 @@ class DryRun:
     cache_dir: Path
     devices: str
 
-    def measure(self, path: Path, facts: ModelFacts, layouts: Sequence[Layout]) -> list[BufferSizes | None]:
+    def measure(
+        self, path: Path, facts: ModelFacts, layouts: Sequence[Layout], *, name: str | None = None
+    ) -> list[BufferSizes | None]:
         """Ask llama.cpp how large the buffers of some layouts would be.
 
         Args:
             path: a GGUF, or the first bytes of one with its whole header.
             facts: of the file.
             layouts: to ask about.
+            name: what errors call the file; None for its own name.
 
         Returns:
             Sizes for each layout; None where there can be no such context here, or nobody to ask.
@@ -70,7 +73,10 @@ class DryRun:
         missing = [layout for layout, sizes in zip(layouts, kept, strict=True) if sizes is None]
         if not missing:
             return kept
-        answers = iter(self._ask(path, head, facts, missing))
+        try:
+            answers = iter(self._ask(path, head, facts, missing))
+        except _RefusedError as error:
+            raise ModelLoadError(f"{name or path.name} {error}", path=path) from None
         found = []
         for layout, sizes in zip(layouts, kept, strict=True):
             if sizes is None and (sizes := next(answers)) is not None:
@@ -102,7 +108,7 @@ class DryRun:
             except (OSError, subprocess.SubprocessError) as error:
                 logger.info("no dry run of %s: %s", path.name, error)
                 return nothing
-        return _read_answer(done, path, layouts)
+        return _read_answer(done, layouts)
 
     def _place(self, head: bytes, facts: ModelFacts, layout: Layout) -> Path:
         asked = [
@@ -147,19 +153,23 @@ def _write_hollow(path: Path, head: bytes, file_bytes: int) -> Path | None:
     return path
 
 
-def _read_answer(done: subprocess.CompletedProcess[str], path: Path, layouts: list[Layout]) -> list[BufferSizes | None]:
-    if done.returncode:
-        if -done.returncode in _ABORTS and not _is_squeezed():
-            raise ModelLoadError(
-                f"{path.name} makes llama.cpp abort ({last_words(done.stderr)}). The file is damaged or needs another "
-                "llama.cpp: fetch it again, or pip install -U llama-cpp-python",
-                path=path,
-            )
-        logger.info("no dry run of %s: exit code %d: %s", path.name, done.returncode, last_words(done.stderr))
+class _RefusedError(Exception):
+    """Why a header cannot be loaded, in words that follow the file's name."""
+
+
+def _read_answer(done: subprocess.CompletedProcess[str], layouts: list[Layout]) -> list[BufferSizes | None]:
+    if -done.returncode in _ABORTS and not _is_squeezed():
+        raise _RefusedError(
+            f"makes llama.cpp abort ({last_words(done.stderr)}). The file is damaged or needs another llama.cpp: fetch "
+            "it again, or pip install -U llama-cpp-python"
+        )
+    try:
+        answer: dict[str, Any] = json.loads(done.stdout)
+    except ValueError:
+        logger.info("no dry run: exit code %d: %s", done.returncode, last_words(done.stderr))
         return [None] * len(layouts)
-    answer: dict[str, Any] = json.loads(done.stdout)
     if "error" in answer:
-        raise ModelLoadError(answer["error"], path=path)
+        raise _RefusedError(f"cannot be loaded: {answer['error']}")
     return [
         None if isinstance(one, str) else _sizes([Buffer(**buffer) for buffer in one], layout)
         for one, layout in zip(answer["buffers"], layouts, strict=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from gguf_embed.errors import UnknownQuantError
+from gguf_embed.errors import OfflineError, UnknownQuantError
 from gguf_embed.models.catalog import Catalog
 from gguf_embed.models.ladders import MAKEABLE_FROM
 from gguf_embed.models.made import made_path
@@ -83,13 +83,18 @@ def _sources(catalog: Catalog, reference: Reference, text: str, source_quant: st
     known: Resolved | None = None
     sources: list[Source] = []
     missing: UnknownQuantError | None = None
+    offline: OfflineError | None = None
     for quant in wanted:
         try:
             found = catalog.resolve(f"{text}:{quant}")
         except UnknownQuantError as error:
             missing = error
+        except OfflineError as error:  # another one may be on disk
+            offline = error
         else:
             known, sources = known or found, [*sources, *found.sources]
+    if known is None and offline is not None:
+        raise offline
     if known is None:
         available = missing.available if missing is not None else ()
         raise UnknownQuantError(

@@ -39,19 +39,23 @@ class HeadStop:
         self.callback: Any = backend().ggml_backend_sched_eval_callback(self._evaluate)
 
     def _evaluate(self, tensor: int, ask: bool, _user_data: Any) -> bool:
-        if self._base.ggml_get_name(tensor) != _LAST_NORM:
-            return not ask
-        if ask:
-            return True
+        if self._error is not None:
+            return ask  # compute no more than this node, and stop
         try:
-            n_bytes = self._base.ggml_nbytes(tensor)
-            rows = np.empty((n_bytes // (4 * self._n_embd), self._n_embd), dtype=np.float32)
-            if rows.nbytes:
-                self._base.ggml_backend_tensor_get(tensor, rows.ctypes.data, 0, rows.nbytes)
-            self._copies.append(rows)
+            if self._base.ggml_get_name(tensor) != _LAST_NORM:
+                return not ask
+            if not ask:
+                self._copies.append(self._copy(tensor))
         except BaseException as error:  # noqa: BLE001 - ctypes would print and forget it; raise_error() brings it back
             self._error = error
-        return False
+        return ask
+
+    def _copy(self, tensor: int) -> NDArray[np.float32]:
+        n_bytes = self._base.ggml_nbytes(tensor)
+        rows = np.empty((n_bytes // (4 * self._n_embd), self._n_embd), dtype=np.float32)
+        if rows.nbytes:
+            self._base.ggml_backend_tensor_get(tensor, rows.ctypes.data, 0, rows.nbytes)
+        return rows
 
     def clear(self) -> None:
         """Forget the rows of the last decode."""

@@ -51,7 +51,7 @@ def simulate(path: Path, layouts: list[Layout], *, pooling_type: str) -> list[li
                 with recording() as buffers:
                     Context(model, layout, pooling_type=pooling_type, n_threads=1).close()
                 answers.append([buffer for buffer in buffers if buffer.part in ("compute", "output")])
-            except BackendError as error:
+            except (BackendError, ValueError) as error:
                 answers.append(str(error))
     finally:
         if model is not None:
@@ -81,7 +81,7 @@ def main(_argv: Sequence[str]) -> int:
     try:
         answers = simulate(Path(request["path"]), layouts, pooling_type=request["pooling_type"])
     except BackendError as error:
-        json.dump({"error": str(error)}, sys.stdout)
+        json.dump({"error": str(error).partition("llama.cpp could not load it: ")[2] or str(error)}, sys.stdout)
         return 0
     buffers = [one if isinstance(one, str) else [dataclasses.asdict(buffer) for buffer in one] for one in answers]
     json.dump({"buffers": buffers}, sys.stdout)

@@ -139,11 +139,12 @@ def test_simulate_in_this_process(qwen3):
     assert one == two
 
 
-def test_mean_pooling_takes_any_length(dry_run, tmp_path):
-    """A context that is no whole multiple of n_seq_max tokens is planned, where llama.cpp would abort."""
+def test_what_llama_cpp_would_abort_on_is_not_asked(dry_run, tmp_path):
+    """A decode that is no whole multiple of n_seq_max fails an assertion of mean pooling; it is no context here."""
     path = synthetic.write_bert(tmp_path / "mean.gguf", pooling_type=1)
-    [sizes] = dry_run.measure(path, load_facts(path), [Layout(n_ctx=100, n_ubatch=100, n_seq_max=64)])
-    assert sizes is not None
+    layouts = [Layout(n_ctx=100, n_ubatch=100, n_seq_max=64), Layout(n_ctx=128, n_ubatch=128, n_seq_max=64)]
+    none, sizes = dry_run.measure(path, load_facts(path), layouts)
+    assert (none, sizes is None) == (None, False)
 
 
 @pytest.mark.parametrize(
