@@ -451,11 +451,13 @@ def test_facts_of_a_model_with_a_shape_need_no_request(config, make, fake):
     assert fake.requests == []
 
 
-def test_facts_of_a_file_on_disk_are_its_own(catalog):
+def test_facts_of_a_file_on_disk_are_its_own(catalog, fake):
     """Its header is exact, and read from disk."""
     fetch(catalog, "my-model:Q8_0")
+    fake.requests.clear()
     resolved = catalog.resolve("my-model:Q8_0")
     assert find_facts(catalog, resolved, resolved.sources[0]).is_exact
+    assert fake.requests == []
 
 
 def test_a_file_that_is_no_gguf_is_refused_before_it_moves(catalog, fake):

@@ -258,13 +258,13 @@ def test_a_second_plan_makes_no_request(catalog, hub, tmp_path):
     assert len(list((tmp_path / "cache" / "headers").iterdir())) == 1
 
 
-def test_a_named_quantization_shares_the_kept_header(catalog, hub, model):
-    """A header that is there speaks for a sibling that is planned alone; only its own would be asked for."""
+def test_a_kept_header_speaks_for_its_siblings(catalog, hub):
+    """Whichever one is kept, it will do for the others; a quantization that is planned alone has its own read."""
     one, other = catalog(), catalog()
-    find_donor(one, one.resolve("tiny"))
+    find_donor(one, one.resolve("tiny:Q4_K_M"))
+    assert headers_read(hub) == ["tiny-Q4_K_M.gguf"]
     hub.requests.clear()
-    resolved = other.resolve("tiny", with_others=True)
-    assert find_donor(other, resolved).source.quant == "F16"
+    assert find_donor(other, other.resolve("tiny")).source.quant == "Q4_K_M"
     assert hub.requests == []
     find_donor(other, other.resolve("tiny:Q8_0"))
     assert headers_read(hub) == ["tiny-Q8_0.gguf"]
@@ -361,12 +361,13 @@ def test_one_header_that_cannot_be_had_is_estimated(catalog, hub, lay, caplog, w
     assert record.getMessage().startswith("Q8_0 is an estimate from the registry")
 
 
-def test_the_hub_down_without_a_shape_is_an_error(catalog, hub):
-    """Where nothing is known of a model, nothing is guessed."""
+def test_the_hub_down_without_a_shape_is_an_error(catalog, hub, caplog):
+    """Where nothing is known of a model, nothing is guessed, and no estimate is told of."""
     hub.faults.status = 503
     make = catalog()
     with pytest.raises(HubError):
         select(make, make.resolve("tiny"), limits=Limits(), overrides=Overrides())
+    assert "estimate" not in caplog.text
 
 
 def test_a_shape_is_enough_for_another_machine(catalog, hub):

@@ -167,6 +167,28 @@ def test_whole_is_every_layer_and_the_output():
     assert (small.n_ctx, small.n_ubatch, small.n_seq_max) == (40, 40, 40)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"n_seq_max": 0},
+        {"n_seq_max": 513},
+        {"n_ubatch": 2049},
+        {"kv_type": "q4_0"},
+        {"load_mode": "direct"},
+        {"n_gpu_layers": 5},
+        {"devices": ("CUDA0",)},
+        {"n_gpu_layers": -1, "devices": ("CUDA0",)},
+        {"n_gpu_layers": 5, "devices": ("CUDA0", "CUDA1"), "tensor_split": (5,)},
+        {"n_gpu_layers": 5, "devices": ("CUDA0", "CUDA1"), "tensor_split": (3, 3)},
+    ],
+    ids=str,
+)
+def test_a_layout_checks_itself(change):
+    """What llama.cpp would abort on, or take for something else, is refused."""
+    with pytest.raises(ValueError):
+        Layout(**change)
+
+
 law = settings(deadline=None, max_examples=60)
 LIMITS = st.builds(Limits, n_ctx=st.none() | st.integers(1, 8192), kv_type=st.sampled_from([None, "f16", "q8_0"]))
 

@@ -567,14 +567,14 @@ def test_a_card_that_holds_all_beats_two_that_hold_more():
     assert (plan("m", QWEN, two).quant, plan("m", QWEN, two).placement) == ("Q4_K_M", "split")
 
 
-@pytest.mark.parametrize("allowed", [Limits(), Limits(memory_bytes=2308 * MIB)], ids=["all", "2308 MiB"])
-@pytest.mark.parametrize("others", [(1024,), (1280,), (360, 1024), (360, 1280)], ids=str)
-def test_more_on_one_of_several_cards_never_picks_less(others, allowed):
+@pytest.mark.parametrize("limits", [Limits(), Limits(memory_bytes=2308 * MIB)], ids=["all", "2308 MiB"])
+@pytest.mark.parametrize("others", [(1280,), (360, 1024)], ids=str)
+def test_more_on_one_of_several_cards_never_picks_less(others, limits):
     """The last card larger and larger beside one or two of fixed size, however the layers come to be shared out."""
     plans = []
     for n_mib in range(512, 2560, 48):
         cards = [card(size * MIB, name=f"CUDA{index}") for index, size in enumerate((*others, n_mib))]
-        plans.append(plan("m", QWEN, machine(*cards), allowed))
+        plans.append(plan("m", QWEN, machine(*cards), limits))
     for before, after in itertools.pairwise(plans):
         never_smaller(before, after, QWEN)
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from gguf_embed.errors import AllocationError, ClosedError, DecodeError, ModelLoadError
 from gguf_embed.native.backend import backend, clear_errors, last_error, raise_interrupt, ran_out_of_memory
 from gguf_embed.native.head import HeadStop
+from gguf_embed.native.interrupts import interrupt_deferred
 from gguf_embed.native.layout import KV_TYPES, Layout
 from gguf_embed.native.llama import POOLING_TYPES, Model
 
@@ -137,8 +138,11 @@ class Context:
                 self._output[:n_tokens][np.flatnonzero(np.diff(seq_id, append=-1))] = 1
             self._stop.clear()
         clear_errors()
-        code = int(self._binding.llama_decode(self._open(), self._batch))
-        if self._stop is not None:
+        if self._stop is None:
+            code = int(self._binding.llama_decode(self._open(), self._batch))
+        else:
+            with interrupt_deferred(self._stop.stop):
+                code = int(self._binding.llama_decode(self._open(), self._batch))
             self._stop.raise_error()
         if code:
             reason = {1: "no free KV cells", 2: "aborted"}.get(code, last_error())

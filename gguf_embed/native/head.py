@@ -35,11 +35,12 @@ class HeadStop:
         self._base, _ = ggml.libraries()
         self._copies: list[NDArray[np.float32]] = []
         self._error: BaseException | None = None
+        self._is_stopped = False
         # ctypes frees a callback that nobody holds, and llama.cpp would call into nothing.
         self.callback: Any = backend().ggml_backend_sched_eval_callback(self._evaluate)
 
     def _evaluate(self, tensor: int, ask: bool, _user_data: Any) -> bool:
-        if self._error is not None:
+        if self._is_stopped:
             return ask  # compute no more than this node, and stop
         try:
             if self._base.ggml_get_name(tensor) != _LAST_NORM:
@@ -48,6 +49,7 @@ class HeadStop:
                 self._copies.append(self._copy(tensor))
         except BaseException as error:  # noqa: BLE001 - ctypes would print and forget it; raise_error() brings it back
             self._error = error
+            self.stop()
         return ask
 
     def _copy(self, tensor: int) -> NDArray[np.float32]:
@@ -57,9 +59,14 @@ class HeadStop:
             self._base.ggml_backend_tensor_get(tensor, rows.ctypes.data, 0, rows.nbytes)
         return rows
 
+    def stop(self) -> None:
+        """End the decode that is running at its next node; its rows are then missing."""
+        self._is_stopped = True
+
     def clear(self) -> None:
-        """Forget the rows of the last decode."""
+        """Forget the rows of the last decode, and let the next one run."""
         self._copies.clear()
+        self._is_stopped = False
 
     def rows(self) -> NDArray[np.float32]:
         """Return the rows of the last decode, (n_outputs, n_embd) float32 in batch order.
