@@ -64,7 +64,10 @@ def load_session(
         except AllocationError as error:
             logger.info("%s", error)
             _leave_alone(margins, selection.plan, machine)
-            selection = again(selection, path)
+            try:
+                selection = again(selection, path)
+            except DoesNotFitError as nothing_less:
+                raise _refused(nothing_less) from error
             path = selection.source.path or path
         else:
             break
@@ -114,19 +117,21 @@ def _choose_again(
     here = dataclasses.replace(selection.source, path=path)
     smaller = [one for one in sources[sources.index(selection.source) + 1 :] if one.is_on_disk]
     resolved = dataclasses.replace(selection.resolved, sources=(here, *smaller), others=())
-    try:
-        chosen = select(catalog, resolved, limits=limits, overrides=overrides, here=machine, margins=margins)
-    except DoesNotFitError as error:
-        raise DoesNotFitError(
-            f"{error} It looked as if it would fit, and the memory was refused when it was loaded.",
-            required_bytes=error.required_bytes,
-            available_bytes=error.available_bytes,
-            rejected=error.rejected,
-        ) from error
+    chosen = select(catalog, resolved, limits=limits, overrides=overrides, here=machine, margins=margins)
     known = {one.quant for one in chosen.plan.rejected} | {chosen.plan.quant}
     others = tuple(one for one in selection.plan.rejected if one.quant not in known)
     plan = dataclasses.replace(chosen.plan, rejected=(*chosen.plan.rejected, *others))
     return dataclasses.replace(chosen, plan=plan)
+
+
+def _refused(error: DoesNotFitError) -> DoesNotFitError:
+    """Say why the last plan that was left does not do either."""
+    return DoesNotFitError(
+        f"{error} It looked as if it would fit, and the memory was refused when it was loaded.",
+        required_bytes=error.required_bytes,
+        available_bytes=error.available_bytes,
+        rejected=error.rejected,
+    )
 
 
 def _warn(before: Plan, after: Plan) -> None:

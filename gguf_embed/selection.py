@@ -119,7 +119,7 @@ def select(
     try:
         plan = _plan(catalog, question, donor if machine is None else None, here)
     except DoesNotFitError as error:
-        raise _with_offers(error, resolved) from error
+        raise _with_offers(error, resolved) from error.__cause__
     chosen = next(index for index, candidate in enumerate(candidates) if candidate.quant == plan.quant)
     return Selection(
         resolved=resolved,
@@ -134,7 +134,7 @@ def _plan(catalog: Catalog, question: Callable[..., Plan], donor: Header | None,
     if donor is None or donor.path is None:
         return question()
     dry_run = DryRun(cache_dir=catalog.config.cache_dir / "dry-runs", devices=here.fingerprint)
-    name = donor.source.name.rpartition("/")[2]
+    name = Path(donor.source.name).name
     return _measured(question, partial(dry_run.measure, donor.path, name=name), donor.facts)
 
 

@@ -55,6 +55,7 @@ LADDERS |= {
     "a projection of its own": changed(QWEN, is_tied=False),
     "a decoder that pools the mean": changed(QWEN, pooling_type="mean"),
     "keys that q8_0 cannot take": changed(QWEN, head_dim=80),
+    "an encoder of short texts": changed(ENCODER, n_ctx_train=100),
 }
 
 

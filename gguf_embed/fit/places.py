@@ -5,6 +5,7 @@ It must not know quantizations or layouts.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ class Place:
         budgets: bytes that each of them may be filled with; the host's for "cpu".
         free_bytes: what is free there, margins not taken off.
         host_budget_bytes: bytes of host memory beside them.
+        limit_bytes: most that all accelerators together may be filled with; None for their budgets.
     """
 
     placement: str
@@ -43,6 +45,7 @@ class Place:
     budgets: tuple[int, ...]
     free_bytes: int
     host_budget_bytes: int
+    limit_bytes: int | None = None
 
     @property
     def is_unified(self) -> bool:
@@ -51,8 +54,8 @@ class Place:
 
     @property
     def budget_bytes(self) -> int:
-        """All budgets together."""
-        return sum(self.budgets)
+        """All budgets together, within the limit."""
+        return sum(self.budgets) if self.limit_bytes is None else min(sum(self.budgets), self.limit_bytes)
 
     @property
     def name(self) -> str:
@@ -87,7 +90,8 @@ def find_places(hardware: Hardware, limits: Limits, margins: Mapping[str, int] |
         whole = [_place("gpu", (one,), budgets, host) for one in sorted(devices, key=lambda one: -budgets[one.name])]
         discrete = tuple(one for one in devices if not one.is_unified)
         if len(discrete) > 1:
-            whole.append(_place("split", discrete, _capped(budgets, discrete, limits), host))
+            split = _place("split", discrete, budgets, host)
+            whole.append(dataclasses.replace(split, limit_bytes=limits.memory_bytes))
         stages.append(whole)
         if discrete:
             largest = max(discrete, key=lambda one: budgets[one.name])
@@ -114,13 +118,6 @@ def _budget(device: Accelerator, hardware: Hardware, limits: Limits, margins: Ma
     if device.is_unified:
         free = min(free, hardware.ram_total_bytes - MARGIN_UNIFIED)
     return max(0, free if limits.memory_bytes is None else min(free, limits.memory_bytes))
-
-
-def _capped(budgets: Mapping[str, int], devices: tuple[Accelerator, ...], limits: Limits) -> dict[str, int]:
-    """Budgets of several devices that together stay within what the user allows."""
-    total = sum(budgets[one.name] for one in devices)
-    allowed = total if limits.memory_bytes is None else min(total, limits.memory_bytes)
-    return {one.name: budgets[one.name] * allowed // max(total, 1) for one in devices}
 
 
 def _usable(hardware: Hardware, wanted: str) -> list[Accelerator]:

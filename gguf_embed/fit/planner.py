@@ -131,8 +131,9 @@ def _shortfall(case: _Case, candidate: Candidate, place: Place, layout: Layout) 
         _Shortfall(where=device.name, required_bytes=usage.total_bytes, available_bytes=budget)
         for device, usage, budget in zip(place.accelerators, cost.devices, place.budgets, strict=True)
     ]
+    together = _Shortfall(where=place.name, required_bytes=cost.device_bytes, available_bytes=place.budget_bytes)
     host = _Shortfall(where="host memory", required_bytes=cost.host_bytes, available_bytes=place.host_budget_bytes)
-    return max(*on_devices, host, key=lambda one: one.shortfall_bytes)
+    return max(*on_devices, together, host, key=lambda one: one.shortfall_bytes)
 
 
 def _required_bytes(cost: MemoryCost, place: Place, facts: ModelFacts) -> int:

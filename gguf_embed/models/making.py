@@ -97,9 +97,12 @@ def _sources(catalog: Catalog, reference: Reference, text: str, source_quant: st
         raise offline
     if known is None:
         available = missing.available if missing is not None else ()
+        has = ", ".join(available) or "nothing"
         raise UnknownQuantError(
-            f"{text} comes in none of {', '.join(wanted)}, and what it has, {', '.join(available) or 'nothing'}, is "
-            "too coarse to be quantized again; take another repository",
+            f"{text} has no {wanted[0]}; it has {has}"
+            if source_quant is not None
+            else f"{text} comes in none of {', '.join(wanted)}, and what it has, {has}, is too coarse to be quantized "
+            "again; take another repository",
             model_id=text,
             quant=wanted[0],
             available=available,
@@ -140,5 +143,4 @@ def make(
         BackendError: llama.cpp refused.
     """
     path = catalog.fetch(making.resolved, making.source, on_progress=on_bytes)
-    making.target.parent.mkdir(parents=True, exist_ok=True)
     return quantize_file(path, making.target, making.quant, n_threads=n_threads, on_progress=on_tensors)
