@@ -6,6 +6,7 @@ Pure. It must not know which of them fits.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 
 from gguf_embed.fit.memory import memory_cost
@@ -154,10 +155,10 @@ def _shared_out(facts: ModelFacts, place: Place, layout: Layout) -> Iterator[Lay
 
 
 def _in_proportion(n_layers: int, room: list[int]) -> tuple[int, ...]:
-    """One layer each, the others by room."""
-    whole, spare = max(sum(room), 1), n_layers - len(room)
-    ends = [spare * sum(room[: index + 1]) // whole for index in range(len(room) - 1)]
-    return tuple(end - begin + 1 for begin, end in zip([0, *ends], [*ends, spare], strict=True))
+    """Layers by room; equal shares where there is none."""
+    room = room if sum(room) else [1] * len(room)
+    ends = [n_layers * sum(room[: index + 1]) // sum(room) for index in range(len(room))]
+    return tuple(end - begin for begin, end in itertools.pairwise([0, *ends]))
 
 
 def _as_it_goes_in(sizes: list[int], room: list[int]) -> tuple[int, ...]:
