@@ -21,6 +21,9 @@ __all__ = ["forget_margins", "load_margins", "margins_path", "remember_margin"]
 
 logger = logging.getLogger(__name__)
 
+# With a quarter more free than when a load failed, it is tried again.
+_MORE_FREE = 1.25
+
 
 def margins_path(state_dir: Path) -> Path:
     """Return the file that holds them."""
@@ -29,6 +32,8 @@ def margins_path(state_dir: Path) -> Path:
 
 def load_margins(state_dir: Path, hardware: Hardware) -> dict[str, int]:
     """Read what was learnt on this machine with this build; nothing where there is nothing to read.
+
+    A margin counts as long as about as much is free as when it was learnt: with more, the refusal may not come again.
 
     Returns:
         Bytes to leave alone by device, "host" for the CPU.
@@ -39,7 +44,12 @@ def load_margins(state_dir: Path, hardware: Hardware) -> dict[str, int]:
     margins = entry.get("margins")
     if not isinstance(margins, dict):
         return {}
-    return {name: size for name, size in margins.items() if isinstance(size, int) and size >= 0}
+    free, learnt_at = _free(hardware), entry.get("free", {})
+    return {
+        name: size
+        for name, size in margins.items()
+        if isinstance(size, int) and size >= 0 and free.get(name, 0) <= _at_most(learnt_at, name)
+    }
 
 
 def remember_margin(state_dir: Path, hardware: Hardware, margins: Mapping[str, int]) -> None:
@@ -47,6 +57,7 @@ def remember_margin(state_dir: Path, hardware: Hardware, margins: Mapping[str, i
     known = _load(state_dir)
     known[hardware.fingerprint] = {
         "margins": dict(margins),
+        "free": {name: free_bytes for name, free_bytes in _free(hardware).items() if name in margins},
         "llama_cpp": version("llama-cpp-python"),
         "since": date.today().isoformat(),  # noqa: DTZ011 - for people, in their own time zone
     }
@@ -74,6 +85,16 @@ def forget_margins(state_dir: Path) -> bool:
     except OSError as error:
         raise StorageError(f"{path} cannot be deleted: {error.strerror}", path=path) from error
     return True
+
+
+def _free(hardware: Hardware) -> dict[str, int]:
+    return {one.name: one.free_bytes for one in hardware.accelerators} | {"host": hardware.ram_available_bytes}
+
+
+def _at_most(learnt_at: Any, name: str) -> float:
+    """The most that may be free now for what was learnt then to hold."""
+    then = learnt_at.get(name) if isinstance(learnt_at, dict) else None
+    return then * _MORE_FREE if isinstance(then, int) else float("inf")
 
 
 def _load(state_dir: Path) -> dict[str, Any]:
