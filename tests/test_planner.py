@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from gguf_embed.engine.session import SessionSettings
 from gguf_embed.errors import DoesNotFitError
 from gguf_embed.fit.hardware import Accelerator, Hardware
-from gguf_embed.fit.layouts import N_CTX_FLOOR, N_CTX_WORKING
+from gguf_embed.fit.layouts import N_CTX_FLOOR, N_CTX_WORKING, can_quantize_kv
 from gguf_embed.fit.memory import BufferSizes, Measurements, memory_cost
 from gguf_embed.fit.places import MARGIN_DEVICE, MARGIN_HOST, MARGIN_UNIFIED
 from gguf_embed.fit.planner import Candidate, Limits, grown, plan
@@ -94,12 +94,13 @@ def cases(draw, *, is_limited=False, parts=1):
         for index, kind in enumerate(kinds)
     ]
     n_ctx_train = min(candidate.facts.n_ctx_train for candidate in candidates)
+    kv_types = ["q8_0"] if all(can_quantize_kv(candidate.facts) for candidate in candidates) else []
     limits = Limits(
         memory_bytes=draw(about.filter(bool)) if is_limited else None,
         device=draw(st.sampled_from([None, "auto", "gpu", *(device.name for device in devices), "cpu"])),
         n_ctx=draw(st.none() | st.integers(1, n_ctx_train)),
         n_threads=draw(st.none() | st.integers(1, 8)),
-        kv_type=draw(st.sampled_from([None, "f16", "q8_0"])),
+        kv_type=draw(st.sampled_from([None, "f16", *kv_types])),
     )
     return candidates, machine(*devices, ram_bytes=(n_mib * MIB if parts == 1 else 0) + draw(about)), limits
 
@@ -141,12 +142,14 @@ def fits(found, hardware, limits, layout):
     if found.is_unified:  # the file is mapped once for both sides
         weights = cost.host.weights_bytes + sum(usage.weights_bytes for usage in cost.devices)
         return cost.total_bytes - weights + found.facts.weights_bytes <= budgets[layout.devices[0]]
+    if cost.device_bytes > (limits.memory_bytes or cost.device_bytes):
+        return False
     pairs = zip(layout.devices, cost.devices, strict=True)
     return cost.host_bytes <= room and all(usage.total_bytes <= budgets[name] for name, usage in pairs)
 
 
 @law
-@given(cases())
+@given(cases() | cases(is_limited=True))
 def test_a_plan_never_needs_more_than_there_is(case):
     """Every device and the host hold what is planned for them, and the sum is what the plan says."""
     candidates, hardware, limits = case
@@ -161,7 +164,7 @@ def test_a_plan_never_needs_more_than_there_is(case):
 
 
 @law
-@given(cases())
+@given(cases() | cases(is_limited=True))
 def test_the_longest_text_fits_and_a_longer_one_does_not(case):
     """Memory for n_ctx_max was free when the plan was made, and for the next 256 tokens it was not."""
     candidates, hardware, limits = case
@@ -643,11 +646,16 @@ def test_the_cache_is_of_the_type_that_was_asked_for(case):
     """kv_type is kept where a cache can have it, and nobody gets q8_0 who asked for neither it nor a context."""
     candidates, hardware, limits = case
     assume(found := attempt(candidates, hardware, limits))
-    can_quantize = found.facts.is_decoder and found.facts.head_dim % 32 == 0
-    if limits.kv_type == "q8_0" and can_quantize:
+    if limits.kv_type == "q8_0":
         assert found.layout.kv_type == "q8_0"
-    if limits.kv_type == "f16" or not can_quantize or (limits.kv_type is None and limits.n_ctx is None):
+    if limits.kv_type == "f16" or not can_quantize_kv(found.facts) or (limits.kv_type is None and limits.n_ctx is None):
         assert found.layout.kv_type == "f16"
+
+
+def test_a_cache_that_a_model_has_not_cannot_be_of_a_type():
+    """An encoder keeps no keys and values, and says so where q8_0 is asked for."""
+    with pytest.raises(ValueError, match="kv_type is q8_0; m keeps no KV cache"):
+        plan("m", ENCODER, machine(), Limits(kv_type="q8_0"))
 
 
 def test_a_text_longer_than_the_model_is_refused():

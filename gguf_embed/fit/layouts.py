@@ -43,6 +43,11 @@ def can_split_texts(facts: ModelFacts) -> bool:
     return facts.is_causal and facts.pooling_type == "last"
 
 
+def can_quantize_kv(facts: ModelFacts) -> bool:
+    """Q8_0 takes keys and values in blocks of 32, of a model that keeps any."""
+    return facts.is_decoder and facts.head_dim % 32 == 0
+
+
 def n_ctx_working(facts: ModelFacts, limits: Limits) -> int:
     """Tokens in flight that a plan for this model has at least."""
     return limits.n_ctx or min(N_CTX_WORKING if can_split_texts(facts) else N_UBATCH, facts.n_ctx_train)
@@ -77,7 +82,7 @@ def layouts(facts: ModelFacts, place: Place, limits: Limits, *, at_floor: bool =
             found += list(_parts(facts, sized[0], limits))
             continue
         found += sized
-        if facts.is_decoder and place.accelerators and not place.is_unified:
+        if can_split_texts(facts) and place.accelerators and not place.is_unified:
             found += [_without_output(layout) for layout in sized]
     return [shared for layout in found for shared in _shared_out(facts, place, layout)]
 
@@ -109,10 +114,9 @@ def _divisor(n_ubatch: int, most: int) -> int:
 
 def _kv_types(facts: ModelFacts, limits: Limits) -> tuple[str, ...]:
     """Cache types to try: F16, and Q8_0 where the user's own n_ctx does not fit otherwise; blocks are of 32."""
-    can_quantize = facts.is_decoder and facts.head_dim % 32 == 0
     if limits.kv_type is not None:
-        return (limits.kv_type if can_quantize else "f16",)
-    return ("f16", "q8_0") if can_quantize and limits.n_ctx is not None else ("f16",)
+        return (limits.kv_type if can_quantize_kv(facts) else "f16",)
+    return ("f16", "q8_0") if can_quantize_kv(facts) and limits.n_ctx is not None else ("f16",)
 
 
 def _n_ubatches(facts: ModelFacts, n_ctx: int) -> tuple[int, ...]:
@@ -131,7 +135,7 @@ def _parts(facts: ModelFacts, layout: Layout, limits: Limits) -> Iterator[Layout
     """Fewer and fewer layers on the device, with room in the context to grow."""
     if limits.n_ctx is None and can_split_texts(facts):
         layout = dataclasses.replace(layout, n_ctx=min(max(N_CTX_PARTIAL, layout.n_ctx), facts.n_ctx_train))
-    if facts.is_decoder:
+    if can_split_texts(facts):  # others compute a row a token, for which the weights would be copied over after all
         layout = _without_output(layout)
     for n_layers in range(facts.n_layer, 0, -1):
         yield dataclasses.replace(layout, n_gpu_layers=n_layers + 1)

@@ -24,7 +24,16 @@ MARGIN_LIMITED = 64 << 20  # 64 MiB
 # What macOS and its programs need on a machine whose GPU shares their memory.
 MARGIN_UNIFIED = 3 << 30  # 3 GiB
 # PyTorch's names for ggml's devices.
-_TORCH_NAMES = {"cuda": "CUDA", "mps": "MTL", "metal": "MTL", "rocm": "ROCm", "xpu": "SYCL", "vulkan": "Vulkan"}
+_TORCH_NAMES = {
+    "cuda": "CUDA",
+    "mps": "MTL",
+    "metal": "MTL",
+    "rocm": "ROCm",
+    "hip": "ROCm",
+    "musa": "MUSA",
+    "xpu": "SYCL",
+    "vulkan": "Vulkan",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

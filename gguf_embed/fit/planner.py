@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from gguf_embed.errors import DoesNotFitError
 from gguf_embed.fit.hardware import Hardware
-from gguf_embed.fit.layouts import can_split_texts, layouts, whole_blocks
+from gguf_embed.fit.layouts import can_quantize_kv, can_split_texts, layouts, whole_blocks
 from gguf_embed.fit.memory import Measurements, MemoryCost
 from gguf_embed.fit.places import Place, find_places
 from gguf_embed.fit.plan import Candidate, Limits, Plan, Rejection
@@ -66,7 +66,8 @@ def plan(
         The choice, its cost and the reasons.
 
     Raises:
-        ValueError: no candidates, n_ctx above what the model was trained for, or no such device.
+        ValueError: no candidates, n_ctx above what the model was trained for, a KV type that it cannot have, or no
+            such device.
         DoesNotFitError: not even the smallest fits; every candidate's shortfall is in it.
     """
     if not candidates:
@@ -77,6 +78,8 @@ def plan(
             raise ValueError(
                 f"n_ctx is {limits.n_ctx}; {model_id} takes texts of at most {candidate.facts.n_ctx_train}"
             )
+        if limits.kv_type == "q8_0" and not can_quantize_kv(candidate.facts):
+            raise ValueError(f"kv_type is q8_0; {model_id} keeps no KV cache that can be quantized")
     case = _Case(
         model_id=model_id,
         candidates=candidates,
