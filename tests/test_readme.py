@@ -6,6 +6,8 @@ import contextlib
 import io
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,3 +68,14 @@ def test_commands_of_the_readme_are_files():
     """The two commands can be run."""
     for name in re.findall(r"\./(scripts/\w+)", README):
         assert (ROOT / name).stat().st_mode & 0o111, name
+
+
+def test_the_profile_table_is_up_to_date():
+    """docs/profiles.md is what scripts/profile-table writes."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "profile-table"), "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

@@ -70,16 +70,8 @@ def plan(
             such device.
         DoesNotFitError: not even the smallest fits; every candidate's shortfall is in it.
     """
-    if not candidates:
-        raise ValueError("plan() needs at least one candidate")
     limits = limits or Limits()
-    for candidate in candidates:
-        if limits.n_ctx is not None and limits.n_ctx > candidate.facts.n_ctx_train:
-            raise ValueError(
-                f"n_ctx is {limits.n_ctx}; {model_id} takes texts of at most {candidate.facts.n_ctx_train}"
-            )
-        if limits.kv_type == "q8_0" and not can_quantize_kv(candidate.facts):
-            raise ValueError(f"kv_type is q8_0; {model_id} keeps no KV cache that can be quantized")
+    _check(model_id, candidates, limits)
     case = _Case(
         model_id=model_id,
         candidates=candidates,
@@ -92,6 +84,19 @@ def plan(
         if _shortfall(case, candidate, place, layout).shortfall_bytes <= 0:
             return _with_others(case, _plan(case, candidate, place, layout), others, place)
     raise _does_not_fit(case)
+
+
+def _check(model_id: str, candidates: Sequence[Candidate], limits: Limits) -> None:
+    """Refuse what no machine could do."""
+    if not candidates:
+        raise ValueError("plan() needs at least one candidate")
+    for candidate in candidates:
+        if limits.n_ctx is not None and limits.n_ctx > candidate.facts.n_ctx_train:
+            raise ValueError(
+                f"n_ctx is {limits.n_ctx}; {model_id} takes texts of at most {candidate.facts.n_ctx_train}"
+            )
+        if limits.kv_type == "q8_0" and not can_quantize_kv(candidate.facts):
+            raise ValueError(f"kv_type is q8_0; {model_id} keeps no KV cache that can be quantized")
 
 
 def _attempts(case: _Case) -> Iterator[tuple[Candidate, Place, Layout]]:
