@@ -18,9 +18,9 @@ QUALITY_LADDER = (
     "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_0", "Q4_K_M", "Q4_K_S", "IQ4_XS", "Q4_0", "Q3_K_M",
     "Q3_K_S", "Q2_K",
 )  # fmt: skip
-# Fastest first on a CPU; on a GPU they differ little. Source: Qwen3-Embedding-0.6B's shape, decodes of 512 tokens,
-# 2 cores with AVX-512, medians of 4 rounds, 2026-11-21: 546, 532, 521, 451, 428, 407, 383, 326 and 244 tokens a second.
-_SPEED_LADDER = ("Q5_K_M", "IQ4_XS", "Q6_K", "Q4_0", "Q3_K_M", "Q4_K_M", "Q4_K_S", "F16", "Q8_0")
+# Fastest first on a CPU; on a GPU they differ little. Source: scripts/bench-quants --rounds 3, 2 cores with AVX-512,
+# 2026-11-21, in tokens a second: 513, 450, 442, 431, 401, 362, 351, 330, 244.
+_SPEED_LADDER = ("IQ4_XS", "Q5_K_M", "Q6_K", "Q3_K_M", "Q4_0", "Q4_K_M", "Q4_K_S", "F16", "Q8_0")
 # What llama.cpp quantizes without loss that matters beside the target's own, smallest download first.
 MAKEABLE_FROM = ("Q8_0", "F16", "BF16", "F32")
 
