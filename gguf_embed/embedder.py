@@ -48,7 +48,7 @@ class Embedder:
             "./file.gguf", or a path; None takes the configured one.
         device: "auto", "gpu", "cpu" or a device's name ("CUDA1", "cuda:1", "mps"); wins over limits.
         limits: memory, longest text and threads that the plan may use; what they leave open is as configured.
-        prefer: "default", or "quality" to try F16 and Q8_0 first.
+        prefer: "default", "quality" (F16 and Q8_0 first), "speed" or "small".
         truncate_dim: components to keep of every vector (MRL).
         pooling_type: "last", "mean" or "cls", for a file whose header does not say.
         add_eos: end texts with EOS, for a file whose header does not say.

@@ -193,6 +193,15 @@ class DoesNotFitError(GGUFEmbedError):
         self.available_bytes: int
         self.rejected: tuple[Any, ...]
 
+    def adding(self, words: str) -> DoesNotFitError:
+        """Return the same error with more said at its end."""
+        return DoesNotFitError(
+            f"{self} {words}",
+            required_bytes=self.required_bytes,
+            available_bytes=self.available_bytes,
+            rejected=self.rejected,
+        )
+
 
 class BackendError(GGUFEmbedError):
     """llama.cpp failed."""

@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 # How far what llama.cpp allocates may be from the plan before that is worth a word. DESIGN, section 8.
 _TOLERANCE_BYTES = 64 << 20
 _TOLERANCE = 0.03
+_REFUSED = "It looked as if it would fit, and the memory was refused when it was loaded."
 
 
 def load_session(
@@ -67,7 +68,7 @@ def load_session(
             try:
                 selection = again(selection, path)
             except DoesNotFitError as nothing_less:
-                raise _refused(nothing_less) from error
+                raise nothing_less.adding(_REFUSED) from error
             path = selection.source.path or path
         else:
             break
@@ -122,16 +123,6 @@ def _choose_again(
     others = tuple(one for one in selection.plan.rejected if one.quant not in known)
     plan = dataclasses.replace(chosen.plan, rejected=(*chosen.plan.rejected, *others))
     return dataclasses.replace(chosen, plan=plan)
-
-
-def _refused(error: DoesNotFitError) -> DoesNotFitError:
-    """Say why the last plan that was left does not do either."""
-    return DoesNotFitError(
-        f"{error} It looked as if it would fit, and the memory was refused when it was loaded.",
-        required_bytes=error.required_bytes,
-        available_bytes=error.available_bytes,
-        rejected=error.rejected,
-    )
 
 
 def _warn(before: Plan, after: Plan) -> None:

@@ -144,12 +144,7 @@ def _with_offers(error: DoesNotFitError, resolved: Resolved) -> DoesNotFitError:
     if not offers:
         return error
     quant, offered = offers[-1]  # the smallest
-    return DoesNotFitError(
-        f"{error} {quant} is in no source; {offered}.",
-        required_bytes=error.required_bytes,
-        available_bytes=error.available_bytes,
-        rejected=error.rejected,
-    )
+    return error.adding(f"{quant} is in no source; {offered}.")
 
 
 def _is_known(resolved: Resolved) -> bool:

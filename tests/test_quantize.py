@@ -19,7 +19,7 @@ from gguf_embed.models import quantize
 from gguf_embed.native.ggml import GGUFHeader, TensorInfo
 from gguf_embed.native.quantize import _MAX_TEXT_BYTES, FTYPES, _cut
 
-BY_BITS = sorted(FTYPES, key=quantize._BITS.__getitem__)
+BY_BITS = sorted(FTYPES, key=quantize.BITS.__getitem__)
 
 
 def tensor(name, *shape, type_name="F16", bits=16.0):
@@ -46,7 +46,7 @@ def child(script, tmp_path, on_progress=lambda done, total: None):
 
 def test_every_quantization_has_its_bits():
     """What can be made can be compared and estimated."""
-    assert set(quantize._BITS) == set(FTYPES)
+    assert set(quantize.BITS) == set(FTYPES)
     assert len(set(FTYPES.values())) == len(FTYPES)
 
 
@@ -80,7 +80,7 @@ def test_bits_that_are_gone_do_not_come_back(source_quant, quant, tmp_path):
     """A source of fewer or equal bits is refused, and the message says what to take instead."""
     path = tmp_path / "model.gguf"
     with pytest.raises(UnsupportedModelError, match=rf"is {source_quant}, .* {quant} has .* F16 or Q8_0") as caught:
-        quantize._check_bits(path, source_quant, quantize._BITS[source_quant], quant)
+        quantize._check_bits(path, source_quant, quantize.BITS[source_quant], quant)
     assert caught.value.path == path
 
 
@@ -88,7 +88,7 @@ def test_bits_that_are_gone_do_not_come_back(source_quant, quant, tmp_path):
 def test_a_coarse_source_is_taken_with_a_warning(source_quant, n_warnings, tmp_path, caplog):
     """F16 and Q8_0 are good sources; what is coarser and still finer than the target is named once."""
     with caplog.at_level(logging.WARNING):
-        quantize._check_bits(tmp_path / "model.gguf", source_quant, quantize._BITS[source_quant], "Q4_K_M")
+        quantize._check_bits(tmp_path / "model.gguf", source_quant, quantize.BITS[source_quant], "Q4_K_M")
     assert len(caplog.records) == n_warnings
 
 

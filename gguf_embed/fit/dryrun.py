@@ -69,7 +69,9 @@ class DryRun:
             ModelLoadError: llama.cpp refuses the header, or aborts on it.
         """
         head = _read_head(path, facts.header_bytes)
-        kept = [self._kept(head, facts, layout) for layout in layouts]
+        digest = hashlib.sha256(head).hexdigest()
+        places = {layout: self._place(digest, facts, layout) for layout in layouts}
+        kept = [_load(places[layout]) for layout in layouts]
         missing = [layout for layout, sizes in zip(layouts, kept, strict=True) if sizes is None]
         if not missing:
             return kept
@@ -80,7 +82,7 @@ class DryRun:
         found = []
         for layout, sizes in zip(layouts, kept, strict=True):
             if sizes is None and (sizes := next(answers)) is not None:
-                self._keep(head, facts, layout, sizes)
+                _keep(places[layout], sizes)
             found.append(sizes)
         return found
 
@@ -110,30 +112,32 @@ class DryRun:
                 return nothing
         return _read_answer(done, layouts)
 
-    def _place(self, head: bytes, facts: ModelFacts, layout: Layout) -> Path:
+    def _place(self, digest: str, facts: ModelFacts, layout: Layout) -> Path:
+        """Where the answer for a header with this sha256 is kept."""
         asked = [
-            hashlib.sha256(head).hexdigest(), facts.pooling_type, dataclasses.asdict(layout), self.devices,
+            digest, facts.pooling_type, dataclasses.asdict(layout), self.devices,
             version("llama-cpp-python"), library_stamp(),
         ]  # fmt: skip
         name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:32]
         return self.cache_dir / f"{name}.json"
 
-    def _kept(self, head: bytes, facts: ModelFacts, layout: Layout) -> BufferSizes | None:
-        try:
-            kept = json.loads(self._place(head, facts, layout).read_text(encoding="utf-8"))
-            return BufferSizes(**kept | {"compute_bytes": tuple(kept["compute_bytes"])})
-        except (OSError, ValueError, TypeError, KeyError):
-            return None
 
-    def _keep(self, head: bytes, facts: ModelFacts, layout: Layout, sizes: BufferSizes) -> None:
-        place = self._place(head, facts, layout)
-        fresh = place.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            fresh.write_text(json.dumps(dataclasses.asdict(sizes)), encoding="utf-8")
-            fresh.replace(place)
-        except OSError as error:
-            logger.debug("a dry run cannot be kept: %s", error)
+def _load(place: Path) -> BufferSizes | None:
+    try:
+        kept = json.loads(place.read_text(encoding="utf-8"))
+        return BufferSizes(**kept | {"compute_bytes": tuple(kept["compute_bytes"])})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _keep(place: Path, sizes: BufferSizes) -> None:
+    fresh = place.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        fresh.write_text(json.dumps(dataclasses.asdict(sizes)), encoding="utf-8")
+        fresh.replace(place)
+    except OSError as error:
+        logger.debug("a dry run cannot be kept: %s", error)
 
 
 def _read_head(path: Path, header_bytes: int) -> bytes:

@@ -34,7 +34,7 @@ class Limits:
     """What the user allows.
 
     Attributes:
-        memory_bytes: most memory, device or host, that the plan may use; None for what is free.
+        memory_bytes: most memory of the devices, or of the host on a CPU, that the plan may use; None for what is free.
         device: "auto", "gpu", "cpu", or one device by ggml's or PyTorch's name ("CUDA1", "cuda:1", "mps"); None for the
             configured one.
         n_ctx: longest text in tokens; None for as long as model and memory allow.

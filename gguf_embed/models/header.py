@@ -17,7 +17,7 @@ from gguf_embed.models.lint import check_header
 from gguf_embed.models.specs import ModelSpec, Shape
 from gguf_embed.native import ggml
 from gguf_embed.native.llama import POOLING_TYPES, is_architecture_supported
-from gguf_embed.native.quantize import FTYPES
+from gguf_embed.native.quantize import BITS, FTYPES
 
 __all__ = ["ModelFacts", "check_embeddable", "facts_of_header", "facts_of_sibling", "facts_of_spec", "load_facts"]
 
@@ -30,12 +30,6 @@ _LAYER = re.compile(r"blk\.(\d{1,5})\.")
 # Source: llama.cpp 0c1e57098 src/llama-quant.cpp; Q6_K is 210 bytes for 256 weights, Q8_0 is 34 for 32.
 _TABLE_BITS = {"F32": 32.0, "F16": 16.0, "BF16": 16.0, "Q8_0": 8.5}
 _TABLE_BITS_K = 6.5625
-# Bits a weight over a whole file of this class. Source: file sizes of Qwen3-Embedding's quantizations (models.toml).
-_BITS = {
-    "F32": 32.0, "F16": 16.0, "BF16": 16.0, "Q8_0": 8.5, "Q6_K": 6.57, "Q5_K_M": 5.74, "Q5_K_S": 5.57, "Q5_0": 5.61,
-    "Q4_K_M": 4.96, "Q4_K_S": 4.72, "Q4_0": 4.67, "IQ4_XS": 4.53, "Q3_K_L": 4.43, "Q3_K_M": 4.11, "Q3_K_S": 3.75,
-    "Q2_K": 3.32,
-}  # fmt: skip
 # Sizes that are further apart than this, bits taken into account, are of different models.
 _SIBLING_FACTOR = 1.35
 
@@ -265,7 +259,7 @@ def facts_of_sibling(donor: ModelFacts, quant: str, tensor_bytes: int) -> ModelF
         Facts with is_exact False: the split between layers and token table is llama.cpp's rule, the sum is the
         listing's. None where the sizes do not belong to one model, or a quantization's bits are not known.
     """
-    bits, donor_bits = _BITS.get(quant), _BITS.get(donor.quant or "")
+    bits, donor_bits = BITS.get(quant), BITS.get(donor.quant or "")
     if bits is None or donor_bits is None:
         return None
     if not 1 / _SIBLING_FACTOR < tensor_bytes / bits / (donor.weights_bytes / donor_bits) < _SIBLING_FACTOR:

@@ -27,7 +27,7 @@ from gguf_embed.errors import BackendError, GGUFEmbedError, InvalidGGUFError, St
 from gguf_embed.models.header import facts_of_header
 from gguf_embed.native import ggml
 from gguf_embed.native.child import child_command, last_words
-from gguf_embed.native.quantize import FTYPES, llama_cpp_version
+from gguf_embed.native.quantize import BITS, FTYPES, llama_cpp_version
 from gguf_embed.sizes import format_size
 
 __all__ = ["estimate_size", "quantize_file", "read_provenance"]
@@ -36,14 +36,6 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 
-# Bits a weight of a whole file. Source: llama.cpp 0c1e57098 tools/quantize/README.md, Llama 3.1 8B; Q4_0 to Q5_1 from
-# the sizes in tools/quantize/quantize.cpp.
-_BITS = {
-    "F32": 32.0, "F16": 16.0, "BF16": 16.0, "Q8_0": 8.5, "Q6_K": 6.5633, "Q5_1": 6.04, "Q5_K_M": 5.7036,
-    "Q5_K_S": 5.5704, "Q5_0": 5.57, "Q4_1": 5.11, "Q4_K_M": 4.8944, "IQ4_NL": 4.6818, "Q4_K_S": 4.6672, "Q4_0": 4.64,
-    "IQ4_XS": 4.4597, "Q3_K_L": 4.2979, "Q3_K_M": 3.9960, "IQ3_M": 3.7628, "IQ3_S": 3.6606, "Q3_K_S": 3.6429,
-    "Q2_K": 3.1593,
-}  # fmt: skip
 _LOSSLESS_ENOUGH_BITS = 8  # from Q8_0 up, the source's own rounding is lost in the target's
 # Source: llama.cpp 0c1e57098 src/llama-quant.cpp. The table and the projection are Q6_K at least, and rows that are no
 # multiple of 256 take a type of 32 instead: Q4_0 for Q3_K, Q5_0 for Q4_K, Q8_0 for Q6_K, at most 2 bits more. BERT's
@@ -88,7 +80,7 @@ def quantize_file(
     _check_arguments(source, target, quant, n_threads)
     header = ggml.load_header(source)
     named = facts_of_header(header, source).quant
-    source_quant, bits = (named, _BITS[named]) if named in _BITS else _measured_quant(header)
+    source_quant, bits = (named, BITS[named]) if named in BITS else _measured_quant(header)
     _check_bits(source, source_quant, bits, quant)
     metadata = {
         f"{_PREFIX}source_sha256": _source_sha256(source),
@@ -139,7 +131,7 @@ def estimate_size(header: ggml.GGUFHeader, quant: str) -> int:
 def _tensor_bytes(tensor: ggml.TensorInfo, quant: str) -> int:
     if len(tensor.shape) < 2 or tensor.name in _KEPT or not tensor.name.endswith("weight"):
         return tensor.size_bytes
-    bits = max(_BITS[quant], _TABLE_BITS) if tensor.name in _TABLES else _BITS[quant]
+    bits = max(BITS[quant], _TABLE_BITS) if tensor.name in _TABLES else BITS[quant]
     if bits < _LOSSLESS_ENOUGH_BITS and tensor.shape[0] % _BLOCK:
         bits += _FALLBACK_BITS
     return math.ceil(math.prod(tensor.shape) * bits / 8)
@@ -172,9 +164,9 @@ def _measured_quant(header: ggml.GGUFHeader) -> tuple[str, float]:
 
 
 def _check_bits(source: Path, source_quant: str, bits: float, quant: str) -> None:
-    if bits <= _BITS[quant]:
+    if bits <= BITS[quant]:
         raise UnsupportedModelError(
-            f"{source.name} is {source_quant}, of {bits:.3g} bits a weight, and {quant} has {_BITS[quant]:.3g}: what "
+            f"{source.name} is {source_quant}, of {bits:.3g} bits a weight, and {quant} has {BITS[quant]:.3g}: what "
             "was rounded away does not come back. Use this file as it is, or quantize the model's F16 or Q8_0.",
             path=source,
         )

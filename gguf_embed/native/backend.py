@@ -24,7 +24,6 @@ __all__ = [
     "last_error",
     "library_stamp",
     "listening",
-    "raise_interrupt",
     "ran_out_of_memory",
 ]
 
@@ -43,7 +42,6 @@ _OUT_OF_MEMORY = (
 
 _listeners = threading.local()
 _errors: collections.deque[str] = collections.deque(maxlen=20)
-_interrupts: list[bool] = []
 
 
 @functools.cache
@@ -92,12 +90,6 @@ def _log_callback(binding: Any) -> Any:
     level = 0
 
     def receive(raw_level: int, text: bytes, _user_data: Any) -> None:
-        try:
-            note(raw_level, text)
-        except KeyboardInterrupt:  # ctypes would swallow it; raise_interrupt() brings it back after the call
-            _interrupts.append(True)
-
-    def note(raw_level: int, text: bytes) -> None:
         nonlocal level
         if raw_level != _LOG_CONTINUED:
             level = raw_level
@@ -121,17 +113,6 @@ def last_error() -> str:
     return next(
         (line for line in lines if "failed to load model" not in line), lines[-1] if lines else "no reason given"
     )
-
-
-def raise_interrupt() -> None:
-    """Raise the Ctrl-C that came while llama.cpp was logging; called after each long call into it.
-
-    Raises:
-        KeyboardInterrupt: there was one.
-    """
-    if _interrupts:
-        _interrupts.clear()
-        raise KeyboardInterrupt
 
 
 def clear_errors() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gguf_embed.errors import AllocationError, ClosedError, DecodeError, ModelLoadError
-from gguf_embed.native.backend import backend, clear_errors, last_error, raise_interrupt, ran_out_of_memory
+from gguf_embed.native.backend import backend, clear_errors, last_error, ran_out_of_memory
 from gguf_embed.native.head import HeadStop
 from gguf_embed.native.interrupts import interrupt_deferred
 from gguf_embed.native.layout import KV_TYPES, Layout
@@ -52,7 +52,11 @@ class Context:
         self._stop = HeadStop(model.n_embd) if layout.skips_head else None
         params = self._params(layout, pooling_type, n_threads)
         clear_errors()
-        self._handle = self._binding.llama_init_from_model(model.handle, params)
+        with interrupt_deferred():
+            self._handle = self._binding.llama_init_from_model(model.handle, params)
+            if self._handle:
+                self._finalizer = weakref.finalize(self, self._binding.llama_free, self._handle)
+                self._finalizer.atexit = False
         if not self._handle:
             kind = AllocationError if ran_out_of_memory() else ModelLoadError
             raise kind(
@@ -60,9 +64,6 @@ class Context:
                 "Close other programs that hold memory, or ask for less with n_ctx.",
                 path=model.path,
             )
-        self._finalizer = weakref.finalize(self, self._binding.llama_free, self._handle)
-        self._finalizer.atexit = False
-        raise_interrupt()
         self.n_ctx, self.n_ubatch, self.n_seq_max = layout.n_ctx, layout.n_ubatch, layout.n_seq_max
         self._n_embd = model.n_embd
         self._memory = self._binding.llama_get_memory(self._handle)

@@ -16,11 +16,11 @@ __all__ = ["interrupt_deferred"]
 
 
 @contextlib.contextmanager
-def interrupt_deferred(on_interrupt: Callable[[], None]) -> Iterator[None]:
+def interrupt_deferred(on_interrupt: Callable[[], None] | None = None) -> Iterator[None]:
     """Hold SIGINT back until the block ends, then let the handler that was there before have it.
 
     Args:
-        on_interrupt: called at once when it comes, to end the block sooner; must not raise.
+        on_interrupt: called at once when it comes, to end the block sooner; must not raise. None waits for the end.
 
     Raises:
         KeyboardInterrupt: after the block, where it came and nobody else handles it.
@@ -33,7 +33,8 @@ def interrupt_deferred(on_interrupt: Callable[[], None]) -> Iterator[None]:
 
     def note(number: int, frame: FrameType | None) -> None:
         pending.append((number, frame))
-        on_interrupt()
+        if on_interrupt is not None:
+            on_interrupt()
 
     signal.signal(signal.SIGINT, note)
     try:

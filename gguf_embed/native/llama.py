@@ -26,9 +26,9 @@ from gguf_embed.native.backend import (
     clear_errors,
     errors_logged,
     last_error,
-    raise_interrupt,
     ran_out_of_memory,
 )
+from gguf_embed.native.interrupts import interrupt_deferred
 from gguf_embed.native.layout import LOAD_MODES, Layout
 
 __all__ = ["POOLING_TYPES", "Model", "is_architecture_supported"]
@@ -76,17 +76,18 @@ class Model:
         if overrides:
             params.kv_overrides = self._kv_overrides(overrides)
         clear_errors()
-        self._handle = self._binding.llama_model_load_from_file(os.fsencode(path), params)
+        with interrupt_deferred():
+            self._handle = self._binding.llama_model_load_from_file(os.fsencode(path), params)
+            if self._handle:
+                # For whoever forgets to close; at exit the system frees it, and the library may be gone already.
+                self._finalizer = weakref.finalize(self, self._binding.llama_model_free, self._handle)
+                self._finalizer.atexit = False
         del keep_alive
         if not self._handle:
             if ran_out_of_memory():
                 raise AllocationError(f"{path.name}: memory for its weights was refused: {last_error()}", path=path)
             ggml.load_header(path)
             raise ModelLoadError(f"{path}: llama.cpp could not load it: {last_error()}", path=path)
-        # For whoever forgets to close; at exit the system frees it, and the library may be gone already.
-        self._finalizer = weakref.finalize(self, self._binding.llama_model_free, self._handle)
-        self._finalizer.atexit = False
-        raise_interrupt()
         self._vocab = self._binding.llama_model_get_vocab(self._handle)
 
     def _kv_overrides(self, overrides: Mapping[str, bool | int]) -> Any:

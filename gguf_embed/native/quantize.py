@@ -20,9 +20,10 @@ from typing import Any
 
 from gguf_embed.errors import BackendError, GGUFEmbedError
 from gguf_embed.native import ggml
-from gguf_embed.native.backend import backend, clear_errors, last_error, listening, raise_interrupt
+from gguf_embed.native.backend import backend, clear_errors, last_error, listening
+from gguf_embed.native.interrupts import interrupt_deferred
 
-__all__ = ["FTYPES", "llama_cpp_version", "main", "quantize"]
+__all__ = ["BITS", "FTYPES", "llama_cpp_version", "main", "quantize"]
 
 # Source: include/llama.h, enum llama_ftype; those that llama.cpp makes without an importance matrix, so no IQ1, IQ2,
 # IQ3_XS or Q2_K_S (src/llama-quant.cpp of llama.cpp 0c1e57098, tensor_requires_imatrix).
@@ -30,6 +31,15 @@ FTYPES = {
     "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10, "Q3_K_S": 11, "Q3_K_M": 12,
     "Q3_K_L": 13, "Q4_K_S": 14, "Q4_K_M": 15, "Q5_K_S": 16, "Q5_K_M": 17, "Q6_K": 18, "IQ4_NL": 25, "IQ3_S": 26,
     "IQ3_M": 27, "IQ4_XS": 30, "BF16": 32,
+}  # fmt: skip
+
+# Bits a weight of a whole file. Source: llama.cpp 0c1e57098 tools/quantize/README.md, Llama 3.1 8B; Q4_0 to Q5_1 from
+# the sizes in tools/quantize/quantize.cpp.
+BITS = {
+    "F32": 32.0, "F16": 16.0, "BF16": 16.0, "Q8_0": 8.5, "Q6_K": 6.5633, "Q5_1": 6.04, "Q5_K_M": 5.7036,
+    "Q5_K_S": 5.5704, "Q5_0": 5.57, "Q4_1": 5.11, "Q4_K_M": 4.8944, "IQ4_NL": 4.6818, "Q4_K_S": 4.6672, "Q4_0": 4.64,
+    "IQ4_XS": 4.4597, "Q3_K_L": 4.2979, "Q3_K_M": 3.9960, "IQ3_M": 3.7628, "IQ3_S": 3.6606, "Q3_K_S": 3.6429,
+    "Q2_K": 3.1593,
 }  # fmt: skip
 
 # Source: include/llama.h, llama_model_kv_override: char val_str[128] with its NUL, and enum ..._override_type.
@@ -76,8 +86,8 @@ def quantize(
     params.kv_overrides, params.max_buf_size = overrides, _MAX_BUFFER_BYTES
     with _removed_on_error(target), listening(on_line or _ignore):
         clear_errors()
-        code = binding.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params))
-        raise_interrupt()
+        with interrupt_deferred():
+            code = binding.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(params))
         if code:
             raise BackendError(f"{source.name} cannot be quantized to {quant}: {last_error()}")
 

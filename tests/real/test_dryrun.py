@@ -300,7 +300,7 @@ def test_a_header_that_llama_cpp_refuses_has_its_reason(dry_run, tmp_path, monke
 
 def test_an_abort_names_the_file_of_the_hub(qwen3, tmp_path, monkeypatch):
     """Of a header that is kept under its checksum, the error tells the file that the user asked for."""
-    monkeypatch.setenv("GGUF_EMBED_CACHE_DIR", str(tmp_path / "own"))  # nobody has asked this header before
+    monkeypatch.setattr("gguf_embed.selection.DryRun", dryrun.DryRun)  # not what the run's other tests have asked
     child_says(monkeypatch, "import os; os.abort()")
     with FakeHub() as hub:
         hub.add("someone/synthetic-GGUF", "synthetic-F32.gguf", qwen3.read_bytes())
