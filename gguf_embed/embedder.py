@@ -10,6 +10,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack, overload
@@ -19,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from gguf_embed import vectors
 from gguf_embed.config import load_config
-from gguf_embed.encoding import EmbedReport, EncodeKeywords, EncodeOptions, QueryKeywords, check_dim, finish
+from gguf_embed.encoding import EmbedReport, EncodeKeywords, EncodeOptions, QueryKeywords, as_list, check_dim, finish
 from gguf_embed.engine.session import Session
 from gguf_embed.errors import ClosedError
 from gguf_embed.fit.planner import Limits, Plan
@@ -313,7 +314,7 @@ class Embedder:
             Exception: as `encode`.
         """
         options = options or EncodeOptions()
-        texts = _as_list(inputs)
+        texts = as_list(inputs)
         options.check_n_texts(len(texts))
         prefix = resolve_prompt(self.prompts, prompt_name=options.prompt_name, prompt=options.prompt, task=options.task)
         self._warn_of_missing_prompt(options)
@@ -325,14 +326,21 @@ class Embedder:
             nothing = vectors.quantize_embeddings(nothing, options.precision)
             return EmbedReport(embeddings=nothing, n_tokens=(), truncated=())
         session = self._loaded()
-        tokens, truncated = session.tokenize(texts, truncate=options.truncate, prefix=prefix)
+        embeddings = np.empty((len(texts), dim or session.n_embd), dtype=np.float32)
+        n_tokens, truncated = session.embed_texts(
+            texts,
+            embeddings,
+            finish=partial(finish, dim=dim, matryoshka=self._matryoshka, normalize=options.normalize_embeddings),
+            truncate=options.truncate,
+            prefix=prefix,
+            batch_size=options.batch_size,
+            on_batch=on_batch,
+        )
         if truncated:
             logger.warning("%d of %d texts were cut to %d tokens", len(truncated), len(texts), session.max_tokens)
-        rows = session.embed(tokens, batch_size=options.batch_size, on_batch=on_batch)
-        embeddings = finish(rows, dim, matryoshka=self._matryoshka, normalize=options.normalize_embeddings)
         return EmbedReport(
             embeddings=vectors.quantize_embeddings(embeddings, options.precision),
-            n_tokens=tuple(len(ids) for ids in tokens),
+            n_tokens=tuple(n_tokens),
             truncated=tuple(truncated),
         )
 
@@ -348,7 +356,7 @@ class Embedder:
             TypeError: an input is not a str.
             InputError: a text cannot be tokenized or is too long.
         """
-        tokens, _ = self._loaded().tokenize([inputs] if isinstance(inputs, str) else _as_list(inputs))
+        tokens, _ = self._loaded().tokenize([inputs] if isinstance(inputs, str) else as_list(inputs))
         return [ids.tolist() for ids in tokens]
 
     def similarity(self, a: ArrayLike, b: ArrayLike) -> Float32Matrix:
@@ -360,8 +368,7 @@ class Embedder:
         return vectors.similarity_pairwise(a, b)
 
     def _encode(self, inputs: str | Sequence[str], options: EncodeOptions, *, show_progress_bar: bool) -> NDArray[Any]:
-        is_one = isinstance(inputs, str)
-        texts = [inputs] if isinstance(inputs, str) else _as_list(inputs)
+        texts = [inputs] if isinstance(inputs, str) else as_list(inputs)
         if show_progress_bar:
             from gguf_embed.progress import texts_progress  # noqa: PLC0415 - rich costs 60 ms
 
@@ -369,7 +376,7 @@ class Embedder:
                 report = self.report(texts, options, on_batch=on_batch)
         else:
             report = self.report(texts, options)
-        return report.embeddings[0] if is_one else report.embeddings
+        return report.embeddings[0] if isinstance(inputs, str) else report.embeddings
 
     # Closing
 
@@ -391,9 +398,3 @@ class Embedder:
 
     def __repr__(self) -> str:
         return f"Embedder({self._text!r})"
-
-
-def _as_list(inputs: Iterable[str]) -> list[str]:
-    if isinstance(inputs, str | bytes | bytearray | dict) or not isinstance(inputs, Iterable):
-        raise TypeError(f"expected texts, got {type(inputs).__name__}")
-    return list(inputs)

@@ -6,6 +6,7 @@ It must not know sessions, files or plans.
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, SupportsIndex, TypedDict
 
@@ -16,7 +17,7 @@ from gguf_embed import vectors
 from gguf_embed.errors import DimensionError
 from gguf_embed.models.specs import Matryoshka
 
-__all__ = ["EmbedReport", "EncodeKeywords", "EncodeOptions", "QueryKeywords", "check_dim", "finish"]
+__all__ = ["EmbedReport", "EncodeKeywords", "EncodeOptions", "QueryKeywords", "as_list", "check_dim", "finish"]
 
 Float32Matrix = NDArray[np.float32]
 
@@ -96,6 +97,13 @@ class EmbedReport:
     embeddings: NDArray[Any]
     n_tokens: tuple[int, ...]
     truncated: tuple[int, ...]
+
+
+def as_list(inputs: Iterable[str]) -> list[str]:
+    """Take any number of texts; one text, bytes or a mapping is a mistake, and a TypeError."""
+    if isinstance(inputs, str | bytes | bytearray | dict) or not isinstance(inputs, Iterable):
+        raise TypeError(f"expected texts, got {type(inputs).__name__}")
+    return list(inputs)
 
 
 def finish(

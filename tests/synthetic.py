@@ -58,6 +58,20 @@ def bpe_vocabulary() -> list[str]:
     return [*byte_symbols(), *dict.fromkeys(merged), *CONTROL_TOKENS]
 
 
+def small_vocabulary() -> tuple[list[str], list[int], list[str]]:
+    """Tokens, their kinds, and merges: enough for English words and any byte."""
+    tokens = bpe_vocabulary()
+    normal, control = gguf.TokenType.NORMAL, gguf.TokenType.CONTROL
+    return tokens, [control if token in CONTROL_TOKENS else normal for token in tokens], list(MERGES)
+
+
+def read_vocabulary(path: Path) -> tuple[list[str], list[int], list[str]]:
+    """Read tokens, their kinds, and merges from a GGUF."""
+    fields = gguf.GGUFReader(path).fields
+    tokens, kinds, merges = (fields[f"tokenizer.ggml.{name}"].contents() for name in ("tokens", "token_type", "merges"))
+    return tokens, kinds, merges
+
+
 def qwen3_tensors(shape: Qwen3Shape, n_vocab: int, *, seed: int = 0) -> Iterator[tuple[str, np.ndarray]]:
     """Yield (gguf name, float32 array) with rows as outputs, as PyTorch's Linear keeps them."""
     q_out, kv_out = shape.n_head * shape.head_dim, shape.n_head_kv * shape.head_dim
@@ -98,6 +112,7 @@ def write_qwen3(
     holes: bool = False,
     types: Callable[[str], gguf.GGMLQuantizationType] | None = None,
     n_merges: int = 0,
+    vocabulary: Path | None = None,
 ) -> Path:
     """Write a Qwen3 embedding model.
 
@@ -114,11 +129,15 @@ def write_qwen3(
         n_merges: pads the merges with useless ones up to this many, for a header as large as a real one.
         types: says how each tensor of a file with holes is quantized, by its name (`q4_k_m`); None leaves them F16 or
             F32.
+        vocabulary: a GGUF whose tokens and merges to take, such as llama.cpp's models/ggml-vocab-qwen2.gguf, where
+            the number of tokens in a text matters.
     """
     shape = shape or Qwen3Shape()
-    tokens = bpe_vocabulary()
-    n_used = len(tokens)
-    tokens += [f"<|unused{index}|>" for index in range((n_vocab or n_used) - n_used)]
+    tokens, kinds, merges = small_vocabulary() if vocabulary is None else read_vocabulary(vocabulary)
+    n_unused = max(0, (n_vocab or 0) - len(tokens))
+    tokens += [f"<|unused{index}|>" for index in range(n_unused)]
+    kinds += [gguf.TokenType.UNUSED] * n_unused
+    merges += [f"l{index} r" for index in range(n_merges - len(merges))]
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_name("synthetic")
     writer.add_context_length(shape.n_ctx_train)
@@ -138,11 +157,8 @@ def write_qwen3(
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("qwen2")
     writer.add_token_list(tokens)
-    normal, control, unused = gguf.TokenType.NORMAL, gguf.TokenType.CONTROL, gguf.TokenType.UNUSED
-    kinds = [control if token in CONTROL_TOKENS else normal for token in tokens[:n_used]]
-    writer.add_token_types([*kinds, *[unused] * (len(tokens) - n_used)])
-    useless = (f"l{index} r" for index in range(n_merges - len(MERGES)))
-    writer.add_token_merges([*MERGES, *useless])
+    writer.add_token_types(kinds)
+    writer.add_token_merges(merges)
     writer.add_eos_token_id(tokens.index(END_OF_TEXT))
     writer.add_bos_token_id(tokens.index(END_OF_TEXT))
     writer.add_pad_token_id(tokens.index(END_OF_TEXT))

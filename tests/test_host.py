@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gguf_embed.fit import host
+from gguf_embed.fit import cgroups, host
 from gguf_embed.fit.host import HostMemory, probe_host
 
 GIB, MIB = 1 << 30, 1 << 20
@@ -29,8 +30,8 @@ class Linux:
         self.proc, self.root = folder / "proc-self-cgroup", folder / "cgroup"
         self.root.mkdir()
         memory = SimpleNamespace(total=MACHINE.total_bytes, available=MACHINE.available_bytes)
-        patch.setattr(host, "_CGROUP_ROOT", self.root)
-        patch.setattr(host, "Path", {"/proc/self/cgroup": self.proc}.__getitem__)
+        patch.setattr(cgroups, "_CGROUP_ROOT", self.root)
+        patch.setattr(cgroups, "_OWN_GROUPS", self.proc)
         patch.setattr(host.psutil, "virtual_memory", lambda: memory)
         patch.setattr(host, "_address_space", lambda: None)
 
@@ -151,6 +152,50 @@ def test_a_group_s_name_need_not_be_ascii(linux):
     linux.proc.write_bytes("0::/größe\n".encode())
     linux.group("größe", 2 * GIB, used=GIB)
     assert probe_host().available_bytes == GIB
+
+
+@on_linux
+@pytest.mark.parametrize("inside", [b"\x0c", b"\xc2\x85", b"\xe2\x80\xa8", b":", b"\xff"])
+def test_a_group_s_name_may_hold_what_python_takes_for_something_else(linux, inside):
+    """Only a line feed ends a line of /proc, only the first two colons divide it, and it may be no UTF-8."""
+    linux.proc.write_bytes(b"0::/it" + inside + b"self\n")
+    linux.group(os.fsdecode(b"it" + inside + b"self"), 2 * GIB, used=GIB)
+    assert probe_host().available_bytes == GIB
+
+
+@on_linux
+@pytest.mark.parametrize("garbage", ["memory", "4:memory", "", "0::/" + 300 * "a"])
+def test_a_line_of_proc_that_says_nothing_costs_that_line_alone(linux, garbage):
+    """Fewer fields than three, or a name that no folder can have."""
+    linux.be_in(garbage, "0::/it")
+    linux.group("it", 2 * GIB, used=GIB)
+    assert probe_host().available_bytes == GIB
+
+
+@on_linux
+def test_a_container_s_own_groups_are_not_the_host_s_of_that_name(linux):
+    """The path is the host's; that the container too has a system.slice is chance."""
+    linux.be_in("0::/system.slice/docker-1a.scope")
+    linux.group("system.slice", GIB)
+    linux.group(".", 4 * GIB)
+    assert probe_host() == HostMemory(total_bytes=4 * GIB, available_bytes=4 * GIB, limited_by="cgroup")
+
+
+@on_linux
+def test_controllers_mounted_as_one_need_no_link_for_each(linux):
+    """`cpu,memory` is the folder's name where there is no `memory`."""
+    linux.be_in("4:cpu,memory:/it")
+    linux.group("cpu,memory/it", 2 * GIB, used=GIB, names=V1)
+    assert probe_host().available_bytes == GIB
+
+
+@pytest.mark.parametrize("platform", ["darwin", "win32"])
+def test_outside_linux_there_are_no_groups(linux, monkeypatch, platform):
+    """A folder of that name says nothing there."""
+    monkeypatch.setattr(cgroups, "sys", SimpleNamespace(platform=platform))
+    linux.be_in("0::/it")
+    linux.group("it", 2 * GIB, used=GIB)
+    assert probe_host() == MACHINE
 
 
 SIZES = st.integers(0, 20 * 1024).map(lambda n_mib: n_mib * MIB)

@@ -164,7 +164,7 @@ SOLE_HOMES = [
     pytest.param(("huggingface_hub", "httpx", "requests", "urllib.request"), ("models.hub", "models.transfer"),
                  id="huggingface_hub: models/hub and models/transfer"),
     pytest.param(("click", "rich.table"), ("cli*",), id="click: cli"),
-    pytest.param(("psutil",), ("fit.hardware", "fit.host"), id="psutil: fit/hardware, fit/host"),
+    pytest.param(("psutil",), ("fit.cores", "fit.host"), id="psutil: fit/cores, fit/host"),
     pytest.param(("platformdirs",), ("config",), id="platformdirs: config"),
     pytest.param(("pyarrow",), ("jobs.*",), id="pyarrow: jobs"),
     pytest.param(("gguf", "safetensors"), ("models.wheel",), id="gguf and safetensors: models/wheel"),

@@ -159,6 +159,21 @@ def test_the_head_is_skipped_and_the_file_mapped_where_that_is_right(facts, wher
     assert set(each(found, "skips_head", "load_mode")) == {(can_split_texts(facts), load_mode)}
 
 
+@pytest.mark.parametrize(
+    ("quant", "is_tiled"),
+    [("Q4_K_M", True), ("Q6_K", True), ("IQ4_XS", True), ("Q8_0", False), ("Q4_0", False), ("IQ4_NL", False),
+     ("F16", False), (None, False)],
+)  # fmt: skip
+def test_what_a_cpu_multiplies_in_tiles_stays_as_it_lies(quant, is_tiled):
+    """K-quants on such a CPU are mapped and not reordered; other types, other CPUs and devices go on as before."""
+    facts = dataclasses.replace(QWEN, quant=quant)
+    tiled_cpu = dataclasses.replace(CPU, has_tiled_matmul=True)
+    found = whole_layout(facts, tiled_cpu)
+    assert (found.use_extra_bufts, found.load_mode) == ((False, "mmap") if is_tiled else (True, "none"))
+    assert whole_layout(facts, CPU).use_extra_bufts
+    assert whole_layout(facts, dataclasses.replace(GPU, has_tiled_matmul=True)) == whole_layout(facts, GPU)
+
+
 def test_whole_is_every_layer_and_the_output():
     """n_layer + 1 on a device, none on the CPU, and no more tokens or texts than the context holds."""
     assert whole_layout(QWEN, GPU) == Layout(n_gpu_layers=37, devices=("CUDA0",), skips_head=True, load_mode="mmap")

@@ -11,23 +11,26 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gguf_embed.engine.batching import pack, split
+from gguf_embed.engine.batching import pack
+from gguf_embed.engine.canary import open_both_ways
+from gguf_embed.engine.decoder import Decoder
+from gguf_embed.engine.sharing import Sharing
 from gguf_embed.engine.tokenizing import OVERRIDES, Tokenizer, Tokens
+from gguf_embed.engine.windows import Windows
 from gguf_embed.errors import (
     BackendError,
     ClosedError,
     DecodeError,
-    ModelLoadError,
     NonFiniteEmbeddingError,
     UnsupportedModelError,
 )
 from gguf_embed.native.buffers import Buffer, recording
-from gguf_embed.native.context import Context
 from gguf_embed.native.layout import Layout
 from gguf_embed.native.llama import Model
 
@@ -37,13 +40,7 @@ logger = logging.getLogger(__name__)
 
 Float32Matrix = NDArray[np.float32]
 OnBatch = Callable[[int, int], None]  # texts and tokens of the batch that was just decoded
-
-# Embedded both ways when a model is loaded that skips its head; the rows must point the same way.
-_CANARY = b"The capital of China is Beijing."
-_CANARY_TOKENS = 16
-_CANARY_COSINE = 0.9999
-# llama.cpp rounds a context up to whole multiples of this many cells.
-_N_CTX_STEP = 256
+Finish = Callable[[Float32Matrix], Float32Matrix]  # (n, n_embd) as the model gave them to (n, dim) as they are wanted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +55,7 @@ class SessionSettings:
         n_ctx_max: longest text; the context grows up to it on demand.
         n_batch: tokens packed into one decode, n_seq_max <= n_batch <= n_ubatch.
         n_threads: CPU threads.
+        must_skip_head: an error instead of the ordinary path where the head cannot be skipped.
     """
 
     path: Path
@@ -67,6 +65,7 @@ class SessionSettings:
     n_ctx_max: int = 2048
     n_batch: int = 512
     n_threads: int = 1
+    must_skip_head: bool = False
 
     def __post_init__(self) -> None:
         if self.pooling_type not in ("last", "mean", "cls"):
@@ -90,16 +89,18 @@ class Session:
         AllocationError: memory was refused.
         ModelLoadError: llama.cpp refused the file.
         UnsupportedModelError: a last-token model whose tokenizer does not end texts with EOS.
+        DecodeError: the head must be skipped and cannot be.
     """
 
     def __init__(self, settings: SessionSettings) -> None:
         self.settings = settings
         self.layout = settings.layout
         self._process_id = os.getpid()
-        self._lock = threading.RLock()  # contexts: one decode at a time
+        self._lock = threading.RLock()  # one decode at a time
         self._vocab_lock = threading.Lock()  # the tokenizer, which must not wait for a decode
-        self._context: Context | None = None
+        self._decoder: Decoder | None = None
         self._on_cpu: Session | None = None
+        self._sharing = Sharing(partial(self.tokenize, truncate="end"))
         overrides = dict(OVERRIDES)
         if settings.add_eos is not None:
             overrides["tokenizer.ggml.add_eos_token"] = settings.add_eos
@@ -129,32 +130,36 @@ class Session:
         if self.layout.skips_head:
             self._begin_without_head(model)
         else:
-            self._context = self._new_context(model, self.layout)
-        # Elsewhere a text must be whole in one decode: pooling over parts is silently wrong.
-        self._is_splittable = self._open_context().is_causal and self.settings.pooling_type == "last"
+            self._decoder = self._new_decoder(model, self.layout)
 
     def _begin_without_head(self, model: Model) -> None:
         """Open the context that skips the head, and the ordinary one instead where the two do not agree."""
-        ids = model.tokenize(_CANARY)[:_CANARY_TOKENS]
-        small = Layout(n_ctx=_N_CTX_STEP, n_ubatch=_CANARY_TOKENS, n_seq_max=1, kv_type=self.layout.kv_type)
-        ordinary = self._new_context(model, small)
-        try:
-            expected = _decode_one(ordinary, ids)
-        finally:
-            ordinary.close()  # first, so that the two never stand side by side
-        self._context = self._new_context(model, self.layout)
-        try:
-            reason = _disagreement(expected, _decode_one(self._context, ids))
-        except DecodeError as error:
-            reason = str(error)
-        if reason:
-            logger.warning("%s: its head cannot be skipped: %s; embedding is slower", self.settings.path.name, reason)
-            self.layout = dataclasses.replace(self.layout, skips_head=False)
-            self._context.close()
-            self._context = self._new_context(model, self.layout)
+        decoder, reason = open_both_ways(model, self.layout, partial(self._new_decoder, model))
+        self._decoder = decoder
+        if not reason:
+            return
+        if self.settings.must_skip_head:
+            raise DecodeError(
+                f"{self.settings.path.name}: its head cannot be skipped: {reason}. Leave the choice to this program: "
+                "without --skip-head, or skips_head=None in Limits.",
+                return_code=-1,
+            )
+        logger.warning("%s: its head cannot be skipped: %s; embedding is slower", self.settings.path.name, reason)
+        self.layout = dataclasses.replace(self.layout, skips_head=False)
+        decoder.close()
+        self._decoder = self._new_decoder(model, self.layout)
+
+    def _new_decoder(self, model: Model, layout: Layout) -> Decoder:
+        return Decoder(
+            model,
+            layout,
+            pooling_type=self.settings.pooling_type,
+            n_ctx_max=self.settings.n_ctx_max,
+            n_threads=self.settings.n_threads,
+        )
 
     def tokenize(
-        self, texts: Sequence[str], *, truncate: str = "error", prefix: str = ""
+        self, texts: Sequence[str], *, truncate: str = "error", prefix: str = "", names: Sequence[int] | None = None
     ) -> tuple[list[Tokens], list[int]]:
         """Turn texts into ids; see `Tokenizer.tokenize`.
 
@@ -163,7 +168,58 @@ class Session:
         """
         with self._vocab_lock:
             self._open()
-            return self._tokenizer.tokenize(texts, truncate=truncate, prefix=prefix)
+            return self._tokenizer.tokenize(texts, truncate=truncate, prefix=prefix, names=names)
+
+    def embed_texts(
+        self,
+        texts: Sequence[str],
+        into: Float32Matrix,
+        *,
+        finish: Finish,
+        truncate: str = "error",
+        prefix: str = "",
+        batch_size: int | None = None,
+        on_batch: OnBatch | None = None,
+    ) -> tuple[list[int], list[int]]:
+        """Embed texts, tokenizing ahead of the decodes; equal texts are embedded once.
+
+        Args:
+            texts: any strings.
+            into: (n, dim) float32, filled in the order of `texts`, batch by batch.
+            finish: makes (m, dim) rows of the (m, n_embd) that the model gave.
+            truncate: as for `tokenize`.
+            prefix: prompt put before each text.
+            batch_size: as for `embed`.
+            on_batch: as for `embed`.
+
+        Returns:
+            Tokens of each text, and the positions of those that were cut.
+
+        Raises:
+            InputError: a text cannot be tokenized or is too long; a late one stops the decodes of the first ones.
+            GGUFEmbedError: as `embed`.
+        """
+        first = _first_positions(texts)
+        positions = np.fromiter(first.values(), dtype=np.intp, count=len(first))
+        n_tokens: dict[str, int] = {}
+        truncated: set[str] = set()
+
+        def tokenize(start: int, window: Sequence[str]) -> tuple[list[Tokens], list[int]]:
+            names = positions[start : start + len(window)].tolist()
+            return self.tokenize(window, truncate=truncate, prefix=prefix, names=names)
+
+        with Windows(tokenize, list(first)) as windows:
+            each = _in_turn(windows.check, on_batch)
+            for start, (tokens, cut) in windows:
+                here = positions[start : start + len(tokens)]
+                n_tokens.update((texts[at], len(ids)) for at, ids in zip(here, tokens, strict=True))
+                truncated.update(texts[at] for at in cut)
+                self._embed(tokens, into, here, prompt=prefix, finish=finish, batch_size=batch_size, on_batch=each)
+        again = [index for index, text in enumerate(texts) if first[text] != index]
+        if again:
+            into[again] = into[[first[texts[index]] for index in again]]
+            each(len(again), sum(n_tokens[texts[index]] for index in again))
+        return [n_tokens[text] for text in texts], [index for index, text in enumerate(texts) if text in truncated]
 
     def embed(
         self, tokens: Sequence[Tokens], *, batch_size: int | None = None, on_batch: OnBatch | None = None
@@ -184,39 +240,68 @@ class Session:
             NonFiniteEmbeddingError: one text has no finite row, on the CPU neither.
             ClosedError: after close().
         """
+        rows = np.empty((len(tokens), self.n_embd), dtype=np.float32)
+        positions = np.arange(len(tokens), dtype=np.intp)
+        self._embed(tokens, rows, positions, finish=_as_they_are, batch_size=batch_size, on_batch=on_batch)
+        return rows
+
+    def _embed(
+        self,
+        tokens: Sequence[Tokens],
+        into: Float32Matrix,
+        positions: NDArray[np.intp],
+        *,
+        prompt: str = "",
+        finish: Finish,
+        batch_size: int | None,
+        on_batch: OnBatch | None,
+    ) -> None:
+        """Group, pack and decode one window; row i goes to into[positions[i]]."""
         self._open()
         lengths = [len(ids) for ids in tokens]
         if lengths and not 1 <= min(lengths) <= max(lengths) <= self.max_tokens:
             raise ValueError(f"token lists have 1..{self.max_tokens} ids here, not {min(lengths)}..{max(lengths)}")
         n_seq_max = min(self.layout.n_seq_max, batch_size or self.layout.n_seq_max)
-        rows = np.empty((len(tokens), self.n_embd), dtype=np.float32)
-        for batch in pack(lengths, n_tokens_max=self.settings.n_batch, n_seq_max=n_seq_max):
+        with self._lock:
+            groups = self._sharing.groups(tokens, self._opened(), prompt=prompt, n_batch=self.settings.n_batch)
+        for group in groups:
+            n_prefix = group.n_prefix
             with self._lock:
-                rows[list(batch)] = self._decode_guarded([tokens[index] for index in batch], batch)
-            if on_batch is not None:
-                on_batch(len(batch), sum(lengths[index] for index in batch))
-        return rows
+                n_tokens_max = min(self.settings.n_batch, self._opened().room_for(n_prefix))
+            rest = [lengths[member] - n_prefix for member in group.members]
+            for batch in pack(rest, n_tokens_max=n_tokens_max, n_seq_max=n_seq_max):
+                members = [group.members[index] for index in batch]
+                at = positions[members]
+                with self._lock:
+                    rows = self._decode_guarded([tokens[member] for member in members], at, n_prefix)
+                into[at] = finish(rows)
+                if on_batch is not None:
+                    on_batch(len(batch), sum(lengths[member] for member in members))
 
-    def _decode_guarded(self, texts: list[Tokens], indices: Sequence[int]) -> Float32Matrix:
+    def _decode_guarded(self, texts: list[Tokens], positions: NDArray[np.intp], n_prefix: int) -> Float32Matrix:
         """Decode, and give every text whose row is not finite another chance alone, then on the CPU."""
-        rows = self._decode(texts)
-        for position in map(int, np.flatnonzero(~_is_sound(rows))):
-            rows[position] = self._rescue(texts[position], indices[position])
+        self._open()
+        rows = self._opened().decode(texts, n_prefix=n_prefix)
+        for index in map(int, np.flatnonzero(~_is_sound(rows))):
+            rows[index] = self._rescue(texts[index], int(positions[index]))
         return rows
 
     def _rescue(self, ids: Tokens, index: int) -> Float32Matrix:
         """Embed one text again: alone, then on the CPU. Returns (1, n_embd)."""
-        row = self._decode([ids])
+        decoder = self._opened()
+        decoder.wipe()
+        row = decoder.decode([ids])
         if _is_sound(row)[0]:
             logger.warning("text %d gave a non-finite embedding in a batch; alone it is right", index)
             return row
+        decoder.wipe()
         if self.layout.devices:
             if self._on_cpu is None:
                 on_cpu = dataclasses.replace(
                     self.layout, devices=(), tensor_split=(), n_gpu_layers=0, is_output_on_host=False, load_mode="mmap"
                 )
                 self._on_cpu = Session(dataclasses.replace(self.settings, layout=on_cpu))
-            row = self._on_cpu._decode([ids])  # noqa: SLF001 - the same class
+            row = self._on_cpu._opened().decode([ids])  # noqa: SLF001 - the same class
             if _is_sound(row)[0]:
                 logger.warning(
                     "text %d gave a non-finite embedding on %s; taken from the CPU", index, self.layout.devices[0]
@@ -228,54 +313,10 @@ class Session:
             index=index,
         )
 
-    def _decode(self, texts: list[Tokens]) -> Float32Matrix:
-        """One batch through one context, which is left empty whatever happens."""
-        context = self._context_for(max(len(ids) for ids in texts))
-        context.clear()
-        try:
-            if len(texts) == 1:
-                ids, position = texts[0], np.arange(len(texts[0]), dtype=np.int32)
-                for part in split(len(ids), n_tokens_max=context.n_ubatch):
-                    sequence = np.zeros(len(ids[part]), dtype=np.int32)
-                    context.decode(ids[part], position[part], sequence, is_end=part.stop >= len(ids))
-            else:
-                lengths = [len(ids) for ids in texts]
-                context.decode(
-                    np.concatenate(texts),
-                    np.concatenate([np.arange(n, dtype=np.int32) for n in lengths]),
-                    np.repeat(np.arange(len(texts), dtype=np.int32), lengths),
-                )
-            return context.embeddings(len(texts))
-        finally:
-            context.clear()
-
-    def _context_for(self, n_tokens: int) -> Context:
-        """The context, grown first when a text needs more than it has."""
-        model, context = self._open(), self._open_context()
-        if n_tokens > (context.n_ctx if self._is_splittable else context.n_ubatch):
-            wanted = max(n_tokens, min(2 * context.n_ctx, self.settings.n_ctx_max))
-            n_ctx = -(-wanted // _N_CTX_STEP) * _N_CTX_STEP
-            n_ubatch = self.layout.n_ubatch if self._is_splittable else n_ctx
-            grown = dataclasses.replace(self.layout, n_ctx=n_ctx, n_ubatch=n_ubatch)
-            self._context = None
-            context.close()  # first, or the old buffers would stand beside the new ones
-            try:
-                self._context = self._new_context(model, grown)
-            except ModelLoadError:
-                self._context = self._new_context(
-                    model, dataclasses.replace(self.layout, n_ctx=context.n_ctx, n_ubatch=context.n_ubatch)
-                )
-                raise
-            context = self._context
-        return context
-
-    def _open_context(self) -> Context:
-        if self._context is None:
-            raise DecodeError("the context was lost to an earlier failure; open the model again", return_code=-1)
-        return self._context
-
-    def _new_context(self, model: Model, layout: Layout) -> Context:
-        return Context(model, layout, pooling_type=self.settings.pooling_type, n_threads=self.settings.n_threads)
+    def _opened(self) -> Decoder:
+        if self._decoder is None:
+            raise ClosedError(f"{self.settings.path.name} was closed; open it again to embed more")
+        return self._decoder
 
     def _open(self) -> Model:
         if os.getpid() != self._process_id:
@@ -294,11 +335,11 @@ class Session:
         with self._lock, self._vocab_lock:
             if self._on_cpu is not None:
                 self._on_cpu.close()
-            if self._context is not None:
-                self._context.close()
+            if self._decoder is not None:
+                self._decoder.close()
             if self._model is not None:
                 self._model.close()
-            self._on_cpu = self._context = self._model = None
+            self._on_cpu = self._decoder = self._model = None
 
 
 def _is_sound(rows: Float32Matrix) -> NDArray[np.bool_]:
@@ -306,18 +347,26 @@ def _is_sound(rows: Float32Matrix) -> NDArray[np.bool_]:
     return np.asarray(np.isfinite(rows).all(axis=1) & rows.any(axis=1))
 
 
-def _decode_one(context: Context, ids: Tokens) -> NDArray[np.float32]:
-    """Embed one short text, and leave the context empty. Returns (n_embd,)."""
-    try:
-        context.decode(ids, np.arange(len(ids), dtype=np.int32), np.zeros(len(ids), dtype=np.int32))
-        return np.asarray(context.embeddings(1)[0])
-    finally:
-        context.clear()
+def _as_they_are(rows: Float32Matrix) -> Float32Matrix:
+    return rows
 
 
-def _disagreement(expected: NDArray[np.float32], row: NDArray[np.float32]) -> str:
-    """Say how two rows differ that should be the same; "" where they agree."""
-    if not (np.isfinite(expected).all() and np.isfinite(row).all()):
-        return "a row is not finite"
-    cosine = float(expected @ row / max(np.linalg.norm(expected) * np.linalg.norm(row), np.finfo(np.float32).tiny))
-    return "" if cosine >= _CANARY_COSINE else f"its row and the ordinary one have cosine {cosine:.6f}"
+def _in_turn(check: Callable[[], None], on_batch: OnBatch | None) -> OnBatch:
+    """Check, then tell the caller."""
+
+    def both(n_texts: int, n_tokens: int) -> None:
+        check()
+        if on_batch is not None:
+            on_batch(n_texts, n_tokens)
+
+    return both
+
+
+def _first_positions(texts: Sequence[str]) -> dict[str, int]:
+    """Where each different text comes first, in that order."""
+    first: dict[str, int] = {}
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"text {index} is {type(text).__name__}; texts are str")
+        first.setdefault(text, index)
+    return first

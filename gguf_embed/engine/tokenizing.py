@@ -50,7 +50,7 @@ class Tokenizer:
         )
 
     def tokenize(
-        self, texts: Sequence[str], *, truncate: str = "error", prefix: str = ""
+        self, texts: Sequence[str], *, truncate: str = "error", prefix: str = "", names: Sequence[int] | None = None
     ) -> tuple[list[Tokens], list[int]]:
         """Turn texts into ids that end in exactly one EOS where the model has one.
 
@@ -58,9 +58,10 @@ class Tokenizer:
             texts: any strings; control tokens spelt out in them stay text.
             truncate: "error", or "end" to cut over-long texts before their EOS.
             prefix: prompt put before each text.
+            names: what to call each text, by number; None for its position.
 
         Returns:
-            One (n_tokens,) int32 array a text, and the positions of the texts that were cut.
+            One (n_tokens,) int32 array a text, and the numbers of the texts that were cut.
 
         Raises:
             TypeError: an item is not a str.
@@ -70,7 +71,7 @@ class Tokenizer:
         if truncate not in ("error", "end"):
             raise ValueError(f"truncate is {truncate!r}; it is 'error' or 'end'")
         tokens, truncated = [], []
-        for index, text in enumerate(texts):
+        for index, text in zip(range(len(texts)) if names is None else names, texts, strict=True):
             ids = self._ids(self._utf8(text, prefix, index), index, cut=truncate == "end")
             if len(ids) > self.max_tokens:
                 if truncate == "error":

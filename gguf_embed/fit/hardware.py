@@ -5,13 +5,12 @@ It decides nothing; the planner does, over the frozen Hardware that `probe` retu
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
-import psutil
-
+from gguf_embed.fit.cores import usable_cores
 from gguf_embed.fit.host import probe_host
 from gguf_embed.native import ggml
+from gguf_embed.native.backend import cpu_features
 
 __all__ = ["Accelerator", "Hardware", "probe"]
 
@@ -64,6 +63,8 @@ class Hardware:
         ram_limited_by: "" for the machine itself, "cgroup" or "RLIMIT_AS" where that holds it to less.
         n_cores: physical cores this process may use.
         processor: the CPU's name.
+        has_tiled_matmul: llama.cpp multiplies K-quants on this CPU in tiles, which it does only where they lie as in
+            the file.
         description: for people.
     """
 
@@ -73,6 +74,7 @@ class Hardware:
     n_cores: int
     ram_limited_by: str = ""
     processor: str = ""
+    has_tiled_matmul: bool = False
     description: str = "this machine"
 
     @property
@@ -85,7 +87,7 @@ class Hardware:
 def probe() -> Hardware:
     """Ask llama.cpp for its devices and the system for its memory, now."""
     devices = ggml.probe_devices()  # first: it loads llama.cpp's libraries, whose memory is then no longer free
-    n_cores = _usable_cores()
+    n_cores = usable_cores()
     memory = probe_host(n_threads=n_cores)
     accelerators = tuple(
         Accelerator(
@@ -106,18 +108,20 @@ def probe() -> Hardware:
         ram_limited_by=memory.limited_by,
         n_cores=n_cores,
         processor=processor,
+        has_tiled_matmul=_has_tiled_matmul(cpu_features()),
         description=", ".join(one.description for one in accelerators) or processor,
     )
+
+
+def _has_tiled_matmul(features: frozenset[str]) -> bool:
+    """x86 from AVX on; AMX has kernels of its own for reordered weights, and those are faster still.
+
+    Source: ggml/src/ggml-cpu/tiled/tiled.cpp, ggml_tiled_supported; ggml/src/ggml-cpu/amx.
+    """
+    return "AVX" in features and "AMX_INT8" not in features
 
 
 def _kind(device: ggml.Device) -> str:
     if device.backend in _UNIFIED_BACKENDS:
         return "unified"
     return "integrated" if device.kind == "igpu" else "discrete"
-
-
-def _usable_cores() -> int:
-    """Physical cores, or fewer where the process is held to fewer."""
-    physical = psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    affinity = getattr(os, "sched_getaffinity", None)
-    return max(1, min(physical, len(affinity(0)) if affinity else physical))

@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from gguf_embed.fit.cgroups import probe_groups
+
 __all__ = ["HostMemory", "probe_host"]
 
-_CGROUP_ROOT = Path("/sys/fs/cgroup")
+# Of a group, by the version of the interface: its limit, its use, and in memory.stat what of that is page cache.
+_FILES = {
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    2: ("memory.max", "memory.current", "inactive_file"),
+}
 # What a limit on the address space must also hold and no plan counts: stacks and malloc's arena of each thread.
 _ADDRESSES_PER_THREAD = 72 << 20  # 8 + 64 MiB, glibc's defaults
 
@@ -60,28 +65,9 @@ def _cgroup_limits() -> Iterator[tuple[int, int]]:
     Use leaves out the page cache that the kernel would give up first.
     Source: Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst of Linux.
     """
-    if sys.platform != "linux":
-        return
-    try:
-        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            root, names = _CGROUP_ROOT, ("memory.max", "memory.current", "inactive_file")
-        elif "memory" in controllers.split(","):
-            root = _CGROUP_ROOT / "memory"
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-        else:
-            continue
-        # Inside a container the path may be the host's; its own group is then the root of the mount.
-        folder = root / path.lstrip("/")
-        for group in (folder, *folder.parents) if folder.is_dir() else (root,):
-            if not group.is_relative_to(root):
-                break
-            if found := _limit_of(group, *names):
-                yield found
+    for group in probe_groups("memory"):
+        if found := _limit_of(group.folder, *_FILES[group.version]):
+            yield found
 
 
 def _limit_of(group: Path, limit_name: str, used_name: str, cache_key: str) -> tuple[int, int] | None:

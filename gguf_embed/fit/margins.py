@@ -5,17 +5,15 @@ It must not know why a load failed.
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 from collections.abc import Mapping
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from gguf_embed.errors import StorageError
 from gguf_embed.fit.hardware import Hardware
+from gguf_embed.fit.lessons import delete_lessons, load_lessons, write_lessons
 
 __all__ = ["forget_margins", "load_margins", "margins_path", "remember_margin"]
 
@@ -38,7 +36,7 @@ def load_margins(state_dir: Path, hardware: Hardware) -> dict[str, int]:
     Returns:
         Bytes to leave alone by device, "host" for the CPU.
     """
-    entry = _load(state_dir).get(hardware.fingerprint, {})
+    entry = load_lessons(margins_path(state_dir)).get(hardware.fingerprint, {})
     if not isinstance(entry, dict) or entry.get("llama_cpp") != version("llama-cpp-python"):
         return {}
     margins = entry.get("margins")
@@ -54,7 +52,7 @@ def load_margins(state_dir: Path, hardware: Hardware) -> dict[str, int]:
 
 def remember_margin(state_dir: Path, hardware: Hardware, margins: Mapping[str, int]) -> None:
     """Write them down, beside those of other machines; a folder that cannot be written only costs the next failure."""
-    known = _load(state_dir)
+    known = load_lessons(margins_path(state_dir))
     known[hardware.fingerprint] = {
         "margins": dict(margins),
         "free": {name: free_bytes for name, free_bytes in _free(hardware).items() if name in margins},
@@ -62,11 +60,8 @@ def remember_margin(state_dir: Path, hardware: Hardware, margins: Mapping[str, i
         "since": date.today().isoformat(),  # noqa: DTZ011 - for people, in their own time zone
     }
     path = margins_path(state_dir)
-    fresh = path.with_suffix(f".{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh.write_text(json.dumps(known, indent=2), encoding="utf-8")
-        fresh.replace(path)
+        write_lessons(path, known)
     except OSError as error:
         logger.info("what this machine taught cannot be kept in %s: %s", path, error)
 
@@ -77,14 +72,7 @@ def forget_margins(state_dir: Path) -> bool:
     Raises:
         StorageError: the file cannot be deleted.
     """
-    path = margins_path(state_dir)
-    try:
-        path.unlink()
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise StorageError(f"{path} cannot be deleted: {error.strerror}", path=path) from error
-    return True
+    return delete_lessons(margins_path(state_dir))
 
 
 def _free(hardware: Hardware) -> dict[str, int]:
@@ -95,11 +83,3 @@ def _at_most(learnt_at: Any, name: str) -> float:
     """The most that may be free now for what was learnt then to hold."""
     then = learnt_at.get(name) if isinstance(learnt_at, dict) else None
     return then * _MORE_FREE if isinstance(then, int) else float("inf")
-
-
-def _load(state_dir: Path) -> dict[str, Any]:
-    try:
-        known = json.loads(margins_path(state_dir).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return known if isinstance(known, dict) else {}

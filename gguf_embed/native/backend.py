@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import functools
 import logging
+import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -68,6 +69,12 @@ def backend() -> Any:
     binding.llama_log_set(_log_callback(binding), ctypes.c_void_p(0))
     binding.llama_backend_init()
     return binding
+
+
+def cpu_features() -> frozenset[str]:
+    """Names of what the CPU kernels of this build use and this processor has, such as AVX2 and AVX512_VNNI."""
+    described = backend().llama_print_system_info().decode("utf-8", "replace")
+    return frozenset(re.findall(r"(\w+) = 1\b", described))
 
 
 def library_stamp() -> str:

@@ -42,7 +42,8 @@ class Context:
 
     def __init__(self, model: Model, layout: Layout, *, pooling_type: str, n_threads: int) -> None:
         self._binding = backend()
-        if layout.n_seq_max > int(self._binding.llama_max_parallel_sequences()):
+        self.n_seq_ids = int(self._binding.llama_max_parallel_sequences())
+        if layout.n_seq_max > self.n_seq_ids:
             raise ValueError(f"n_seq_max is {layout.n_seq_max}; llama.cpp takes fewer sequences")
         if layout.n_ubatch % layout.n_seq_max:  # llama.cpp rounds up, and then its mean pooling fails an assertion
             raise ValueError(f"n_ubatch {layout.n_ubatch} is no multiple of n_seq_max {layout.n_seq_max}")
@@ -109,6 +110,13 @@ class Context:
         self._batch = batch
 
     @property
+    def can_share(self) -> bool:
+        """Whether sequences may begin with cells of others: attention does that, a recurrent state does not."""
+        model = self._model.handle
+        is_stateful = self._binding.llama_model_is_recurrent(model) or self._binding.llama_model_is_hybrid(model)
+        return self.is_causal and not is_stateful
+
+    @property
     def is_causal(self) -> bool:
         """Whether tokens see only what came before; only then may a text be split over decodes."""
         return bool(self._binding.llama_get_causal_attn(self._open())) and self._memory is not None
@@ -129,14 +137,15 @@ class Context:
         n_tokens = len(token)
         if not 1 <= n_tokens <= self.n_ubatch:
             raise ValueError(f"a batch has {n_tokens} tokens; 1..{self.n_ubatch} is what this context takes")
+        ends = np.flatnonzero(np.diff(seq_id, append=-1))  # the last token of each sequence
         if int(seq_id.min()) < 0 or int(seq_id.max()) >= self.n_seq_max:
             raise ValueError(f"a sequence id is outside 0..{self.n_seq_max - 1}")
         self._token[:n_tokens], self._pos[:n_tokens], self._seq_id[:n_tokens] = token, pos, seq_id
         self._batch.n_tokens = n_tokens
         if self._stop is not None:
             self._output[:n_tokens] = 0
-            if is_end:  # the last token of each sequence
-                self._output[:n_tokens][np.flatnonzero(np.diff(seq_id, append=-1))] = 1
+            if is_end:
+                self._output[ends] = 1
             self._stop.clear()
         clear_errors()
         if self._stop is None:
@@ -171,10 +180,26 @@ class Context:
             rows[seq] = np.ctypeslib.as_array(pointer, shape=(self._n_embd,))
         return rows
 
-    def clear(self) -> None:
-        """Forget every sequence."""
+    def share(self, source: int, target: int, n_tokens: int) -> None:
+        """Let an empty sequence begin with the first n_tokens of another; the cells are shared, not copied.
+
+        Sequences from n_seq_max up to n_seq_ids cannot be decoded, and are there to keep what was.
+        """
+        self._binding.llama_memory_seq_cp(self._memory, source, target, 0, n_tokens)
+
+    def forget(self, seq_id: int) -> None:
+        """Forget one sequence; cells that others share stay."""
+        self._binding.llama_memory_seq_rm(self._memory, seq_id, -1, -1)
+
+    def clear(self, *, wipe: bool = False) -> None:
+        """Forget every sequence.
+
+        Args:
+            wipe: overwrite the cells too, so that no NaN is left in them to be multiplied by zero; takes as long as
+                writing the whole cache.
+        """
         if self._memory is not None:
-            self._binding.llama_memory_clear(self._memory, True)  # noqa: FBT003 - C signature
+            self._binding.llama_memory_clear(self._memory, wipe)
 
     def _open(self) -> Any:
         if self._handle is None:

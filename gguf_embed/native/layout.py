@@ -29,6 +29,7 @@ class Layout:
         is_output_on_host: keep the vocabulary projection off the device all the same.
         kv_type: a key of KV_TYPES.
         skips_head: stop before the vocabulary projection (last-token models).
+        use_extra_bufts: let llama.cpp reorder weights on the host for other kernels (its --repack).
         load_mode: "mmap", or "none" to read the weights so that they are not held twice beside a repacked copy.
     """
 
@@ -41,6 +42,7 @@ class Layout:
     is_output_on_host: bool = False
     kv_type: str = "f16"
     skips_head: bool = False
+    use_extra_bufts: bool = True
     load_mode: str = "none"
 
     def __post_init__(self) -> None:

@@ -72,6 +72,7 @@ class Model:
         layout = layout or Layout()
         params.vocab_only, params.no_alloc = vocab_only, no_alloc
         params.load_mode = LOAD_MODES["none" if no_alloc else layout.load_mode]
+        params.use_extra_bufts = layout.use_extra_bufts
         keep_alive = _set_placement(params, layout)  # until llama.cpp has read it
         if overrides:
             params.kv_overrides = self._kv_overrides(overrides)

@@ -60,7 +60,7 @@ def simulate(path: Path, layouts: list[Layout], *, pooling_type: str) -> list[li
 
 
 def _placement(layout: Layout) -> tuple[Any, ...]:
-    return (layout.devices, layout.n_gpu_layers, layout.tensor_split, layout.is_output_on_host)
+    return (layout.devices, layout.n_gpu_layers, layout.tensor_split, layout.is_output_on_host, layout.use_extra_bufts)
 
 
 def _layout(fields: Any) -> Layout:

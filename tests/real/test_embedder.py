@@ -22,7 +22,7 @@ from gguf_embed import (
     UnknownQuantError,
     UnsupportedModelError,
 )
-from gguf_embed.engine import session as engine
+from gguf_embed.engine import decoder
 from gguf_embed.fit import hardware
 
 
@@ -186,14 +186,14 @@ def test_growth_that_fails_leaves_the_old_context(tmp_path, monkeypatch):
     path = synthetic.write_qwen3(tmp_path / "grow.gguf", shape=synthetic.Qwen3Shape(n_ctx_train=8192))
     with Embedder(str(path)) as model:
         before = model.encode("the")
-        real = engine.Context
+        real = decoder.Context
 
         def failing(model, layout, **sizes):
             if layout.n_ctx > 2048:
                 raise ModelLoadError("no memory", path=path)
             return real(model, layout, **sizes)
 
-        monkeypatch.setattr(engine, "Context", failing)
+        monkeypatch.setattr(decoder, "Context", failing)
         with pytest.raises(ModelLoadError):
             model.encode("a" * 4000)
         assert model.similarity(before, model.encode("the"))[0, 0] > 0.999999

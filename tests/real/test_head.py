@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from gguf_embed import DecodeError, Embedder, Limits
+from gguf_embed.engine import decoder
 from gguf_embed.engine.session import Session, SessionSettings
 from gguf_embed.native import head
 from gguf_embed.native.context import Context
@@ -60,7 +61,7 @@ class Meddling:
 
 def meddle(session, **functions):
     """Let the callback of a session call other functions than ggml's."""
-    stop = session._context._stop
+    stop = session._decoder._context._stop
     stop._base = Meddling(stop._base, **functions)
     return stop
 
@@ -131,8 +132,8 @@ def test_after_growth(open_session, ordinary):
     """A context that has grown for a long text skips the head as the first one did."""
     session = open_session()
     rows = rows_of(session, [LONG * 3, *TEXTS])
-    assert session._context.n_ctx > SMALL.n_ctx
-    assert session._context._stop is not None
+    assert session._decoder._context.n_ctx > SMALL.n_ctx
+    assert session._decoder._context._stop is not None
     assert cosines(rows, rows_of(ordinary, [LONG * 3, *TEXTS])).min() >= 0.99999
 
 
@@ -164,7 +165,7 @@ def test_an_embedder_of_a_last_token_model_skips(qwen3):
         assert model.plan.layout.skips_head
         model.load()
         assert model._session.layout.skips_head
-        assert model._session._context._stop is not None
+        assert model._session._decoder._context._stop is not None
 
 
 @pytest.mark.parametrize("pooling_type", ["mean", "cls"])
@@ -173,7 +174,7 @@ def test_other_poolings_never_skip(qwen3, pooling_type):
     with Embedder(qwen3, pooling_type=pooling_type, limits=Limits(n_threads=1, n_ctx=256)) as model:
         assert not model.plan.layout.skips_head
         assert model.encode("the").shape == (256,)
-        assert model._session._context._stop is None
+        assert model._session._decoder._context._stop is None
 
 
 def test_encoders_never_skip(bert, starter):
@@ -183,7 +184,7 @@ def test_encoders_never_skip(bert, starter):
             assert not model.plan.layout.skips_head
             model.load()
             assert not model._session.layout.skips_head
-            assert model._session._context._stop is None
+            assert model._session._decoder._context._stop is None
 
 
 # The canary
@@ -203,7 +204,7 @@ def test_rows_that_disagree_are_not_used(open_session, ordinary, monkeypatch, ca
     assert session.layout == dataclasses.replace(SMALL, skips_head=False)
     assert cosines(rows_of(session, [LONG, *TEXTS]), rows_of(ordinary, [LONG, *TEXTS])).min() >= 0.99999
     assert rows_of(session, [LONG * 3]).shape == (1, 256)  # after growth too
-    assert session._context._stop is None
+    assert session._decoder._context._stop is None
     assert len(caplog.records) == 1
 
 
@@ -242,15 +243,15 @@ def test_a_graph_without_the_norm_is_embedded_ordinarily(open_session, ordinary,
 def test_the_canary_leaves_nothing_behind(open_session, qwen3, monkeypatch):
     """Its context is closed before the real one is made, and the buffers told are those of the real one."""
     alive, most = [], []
-    real = Session._new_context
+    real = decoder.Context
 
-    def counting(self, model, layout):
+    def counting(*arguments, **options):
         alive[:] = [context for context in alive if context._handle is not None]
-        alive.append(real(self, model, layout))
+        alive.append(real(*arguments, **options))
         most.append(len(alive))
         return alive[-1]
 
-    monkeypatch.setattr(Session, "_new_context", counting)
+    monkeypatch.setattr(decoder, "Context", counting)
     session = open_session()
     assert most == [1, 1]
     parts = [buffer.part for buffer in session.buffers]
