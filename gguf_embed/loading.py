@@ -54,9 +54,9 @@ def load_session(
     """
     machine = hardware.probe()
     margins = dict(load_margins(catalog.config.state_dir, machine))
-    again = partial(_choose_again, catalog, limits=limits, overrides=overrides, machine=machine, margins=margins)
+    again = partial(_choose_again, catalog, overrides=overrides, machine=machine, margins=margins)
     if not selection.plan.facts.is_exact:  # sizes were a listing's; now the file itself can be asked
-        selection = again(selection, path)
+        selection = again(selection, path, limits=limits)
         path = selection.source.path or path
     first = selection = check_on_disk(selection, path, overrides=overrides)
     while True:
@@ -66,12 +66,17 @@ def load_session(
             logger.info("%s", error)
             _leave_alone(margins, selection.plan, machine)
             try:
-                selection = again(selection, path)
+                selection = again(selection, path, limits=limits)
             except DoesNotFitError as nothing_less:
                 raise nothing_less.adding(_REFUSED) from error
             path = selection.source.path or path
         else:
-            break
+            if session.layout.skips_head == selection.plan.layout.skips_head:
+                break
+            session.close()  # the head is computed after all, which takes more memory: a plan of its own
+            limits = dataclasses.replace(limits, skips_head=False)
+            first = selection = again(selection, path, limits=limits)
+            path = selection.source.path or path
     if selection is not first:
         remember_margin(catalog.config.state_dir, machine, margins)
         _warn(first.plan, selection.plan)

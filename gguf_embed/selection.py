@@ -227,6 +227,7 @@ def session_settings(selection: Selection, path: Path) -> SessionSettings:
         n_ctx_max=plan.n_ctx_max,
         n_batch=plan.n_batch,
         n_threads=plan.n_threads,
+        must_skip_head=plan.must_skip_head,
     )
 
 

@@ -33,7 +33,7 @@ from gguf_embed.fit.planner import Limits
 from gguf_embed.prompts import PromptSet, resolve_prompt
 
 VERBS = (
-    "embed", "similarity", "plan", "pull", "list", "show", "rm", "quantize", "doctor", "models", "completion",
+    "embed", "similarity", "plan", "pull", "list", "show", "rm", "quantize", "doctor", "bench", "models", "completion",
 )  # fmt: skip
 
 

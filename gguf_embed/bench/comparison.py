@@ -9,67 +9,27 @@ import contextlib
 import dataclasses
 import logging
 import platform
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from gguf_embed.bench.measuring import Speed, Timing, measure, speeds
 from gguf_embed.bench.peers import server_arguments
+from gguf_embed.bench.question import Question
 from gguf_embed.bench.systems import System
-from gguf_embed.bench.workload import INSTRUCTION, WORKLOADS, Task, cut, make_round
+from gguf_embed.bench.workload import INSTRUCTION, Task, cut, make_round
 from gguf_embed.errors import BackendError
 from gguf_embed.fit import hardware
 from gguf_embed.fit.hardware import Hardware
-from gguf_embed.fit.planner import Limits
 
-__all__ = ["PEERS", "Comparison", "Question", "SystemFacts", "compare"]
+__all__ = ["OURS", "Comparison", "SystemFacts", "compare"]
 
 logger = logging.getLogger(__name__)
 
 OURS = "gguf-embed"
-PEERS = ("llama-cpp-python", "llama-server", "sentence-transformers")
 _PACKAGES = ("llama-cpp-python", "numpy")
 _MAX_CUTS = 10
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
-    """What is to be compared, and how.
-
-    Attributes:
-        model: a model reference; its file is on this disk.
-        limits: what the plan may use.
-        prefer: as Embedder.
-        n_texts: documents, and queries, of a round.
-        n_rounds: that count; one more warms up.
-        workloads: of workload.WORKLOADS.
-        against: of PEERS.
-        llama_server: the program; None where there is none.
-        llama_server_args: in place of the flags of "llama-server, tuned".
-        sentence_transformers_model: a name or a folder; None for nothing to compare with.
-    """
-
-    model: str
-    limits: Limits = dataclasses.field(default_factory=Limits)
-    prefer: str = "default"
-    n_texts: int = 64
-    n_rounds: int = 5
-    workloads: tuple[str, ...] = WORKLOADS
-    against: tuple[str, ...] = ()
-    llama_server: Path | None = None
-    llama_server_args: tuple[str, ...] | None = None
-    sentence_transformers_model: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.n_texts < 1 or self.n_rounds < 1:
-            raise ValueError(f"n_texts is {self.n_texts} and n_rounds {self.n_rounds}; both are at least 1")
-        for what, given, known in (("workload", self.workloads, WORKLOADS), ("peer", self.against, PEERS)):
-            for name in given:
-                if name not in known:
-                    raise ValueError(f"{name!r} is no {what}; there are {', '.join(known)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ import logging
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 Float32Matrix = NDArray[np.float32]
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +141,7 @@ def percentile(values: Sequence[float], percent: float) -> float:
     return float(np.percentile(np.asarray(values, dtype=np.float64), percent))
 
 
-def rotated(items: Sequence[Embedding], by: int) -> list[Embedding]:
+def rotated(items: Sequence[Item], by: int) -> list[Item]:
     """Put the first `by` items last, so that over the rounds each one is once first."""
     by %= max(1, len(items))
     return [*items[by:], *items[:by]]

@@ -58,7 +58,7 @@ class _Ours:
         )
         path = self._model.load()
         plan, prompts = self._model.plan, self._model.prompts
-        self.facts = {
+        self.facts: Mapping[str, Any] = {
             "path": str(path),
             "model_id": plan.model_id,
             "quant": plan.quant,

@@ -21,7 +21,7 @@ INSTRUCTION = "Instruct: Given a web search query, retrieve relevant passages th
 _N_SINGLE, _N_LONG, _N_LONG_WORDS = 20, 2, 400
 _ROOM = 0.95  # words are not all of the same number of tokens
 
-_WORDS = tuple(
+_WORDS = tuple(  # a text, for a hundred lines of one word each would be no easier to read
     """
     the of and a to in is you that it he was for on are as with his they at be this have from or one had by word but
     not what all were we when your can said there use an each which she do how their if will up other about out many
@@ -30,7 +30,7 @@ _WORDS = tuple(
     take only little work know place year live me back give most very after thing our just name good sentence man
     think say great where help through much before line right too mean old any same tell boy follow came want show
     also around form three small set put end does another well large must big even such because turn here why ask
-    """.split()
+    """.split()  # noqa: SIM905
 )
 
 

@@ -82,6 +82,8 @@ def plan_options(command: Command) -> Command:
     for option in (
         click.option("--threads", "n_threads", type=click.IntRange(1, 512), help="CPU threads; all cores if left out."),
         click.option("--n-ctx", type=click.IntRange(min=1), help="Longest text in tokens; what fits if left out."),
+        click.option("--skip-head/--no-skip-head", "skips_head", default=None,
+                     help="Force or forbid to stop before the vocabulary projection."),
         click.option("--kv-type", type=click.Choice(["f16", "q8_0"]), help="KV cache; q8_0 takes half the memory."),
         click.option("--prefer", type=click.Choice(["default", "quality", "speed", "small"]), default="default",
                      show_default=True, help="Which quantizations to try first."),
@@ -100,7 +102,7 @@ def limits_of(options: dict[str, Any]) -> Any:
 
     config = load_config()
     with usage_errors():
-        names = ("memory_bytes", "device", "n_ctx", "n_threads", "kv_type")
+        names = ("memory_bytes", "device", "n_ctx", "n_threads", "kv_type", "skips_head")
         return Limits(**{name: options.pop(name) for name in names}).over(config)
 
 

@@ -57,11 +57,11 @@ def _apple_cores() -> int | None:
 def _fast_cpus(cpus: set[int]) -> set[int]:
     """Those that are not efficiency cores; all of them where they are alike or the kernel does not say.
 
-    Fast is above half of the fastest: of ARM's cores the little ones are below, as the A55 of an RK3588 with 530 x 1.8
-    GHz against the A76's 1024 x 2.4 GHz.
+    Fast is above six tenths of the fastest: of ARM's cores the little ones are below, as the A55 of an RK3588 with 530
+    against the A76's 1024, clocks counted or not.
 
     Source: tools/perf/Documentation/intel-hybrid.txt, Documentation/ABI/testing/sysfs-devices-system-cpu and
-    arch/arm64/boot/dts/rockchip/rk3588-base.dtsi of Linux; the half is ours.
+    arch/arm64/boot/dts/rockchip/rk3588-base.dtsi of Linux; the six tenths are ours.
     """
     performance = _cpu_list(_DEVICES / "cpu_core" / "cpus")
     if fast := {cpu for cpu in cpus if any(cpu in span for span in performance)}:
@@ -71,7 +71,7 @@ def _fast_cpus(cpus: set[int]) -> set[int]:
     except (OSError, ValueError):
         return cpus
     largest = max(capacities.values(), default=0)
-    return {cpu for cpu, capacity in capacities.items() if 2 * capacity > largest} or cpus
+    return {cpu for cpu, capacity in capacities.items() if 10 * capacity > 6 * largest} or cpus
 
 
 def _distinct_cores(cpus: set[int]) -> int | None:

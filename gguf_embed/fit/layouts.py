@@ -73,17 +73,20 @@ def layouts(facts: ModelFacts, place: Place, limits: Limits, *, at_floor: bool =
             return []
         n_ctx = N_CTX_FLOOR
     n_ctx = whole_blocks(n_ctx)
+    skips_head = can_split_texts(facts) and limits.skips_head is not False
     found = []
     for kv_type in _kv_types(facts, limits):
         sized = [
-            dataclasses.replace(whole_layout(facts, place, n_ctx=n_ctx, n_ubatch=n_ubatch), kv_type=kv_type)
+            dataclasses.replace(
+                whole_layout(facts, place, n_ctx=n_ctx, n_ubatch=n_ubatch), kv_type=kv_type, skips_head=skips_head
+            )
             for n_ubatch in _n_ubatches(facts, n_ctx)
         ]
         if place.placement == "partial":
             found += list(_parts(facts, sized[0], limits))
             continue
         found += sized
-        if can_split_texts(facts) and place.accelerators and not place.is_unified:
+        if skips_head and place.accelerators and not place.is_unified:
             found += [_without_output(layout) for layout in sized]
     return [shared for layout in found for shared in _shared_out(facts, place, layout)]
 
@@ -146,7 +149,7 @@ def _parts(facts: ModelFacts, layout: Layout, limits: Limits) -> Iterator[Layout
     """Fewer and fewer layers on the device, with room in the context to grow."""
     if limits.n_ctx is None and can_split_texts(facts):
         layout = dataclasses.replace(layout, n_ctx=min(max(N_CTX_PARTIAL, layout.n_ctx), facts.n_ctx_train))
-    if can_split_texts(facts):  # others compute a row a token, for which the weights would be copied over after all
+    if layout.skips_head:  # others compute a row a token, for which the weights would be copied over after all
         layout = _without_output(layout)
     for n_layers in range(facts.n_layer, 0, -1):
         yield dataclasses.replace(layout, n_gpu_layers=n_layers + 1)

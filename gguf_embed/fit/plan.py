@@ -40,6 +40,8 @@ class Limits:
         n_ctx: longest text in tokens; None for as long as model and memory allow.
         n_threads: CPU threads; None for the physical cores.
         kv_type: "f16" or "q8_0"; None for f16, and q8_0 where only that makes room for n_ctx.
+        skips_head: stop before the vocabulary projection; None where a load-time check says that it may, True for an
+            error where it may not, False for the ordinary path.
     """
 
     memory_bytes: int | None = None
@@ -47,6 +49,7 @@ class Limits:
     n_ctx: int | None = None
     n_threads: int | None = None
     kv_type: str | None = None
+    skips_head: bool | None = None
 
     def __post_init__(self) -> None:
         if self.device is not None and not DEVICE_NAME.fullmatch(self.device):
@@ -109,6 +112,7 @@ class Plan:
         available_bytes: what limits and margin leave on the devices, or on the host for "cpu".
         free_bytes: what was free there.
         margin_bytes: what is left alone of it.
+        must_skip_head: an error where the head cannot be skipped, as the user wants it.
         rejected: every other quantization, best first.
         reason: a sentence for people.
     """
@@ -128,6 +132,7 @@ class Plan:
     available_bytes: int
     free_bytes: int
     margin_bytes: int
+    must_skip_head: bool
     rejected: tuple[Rejection, ...]
     reason: str
 

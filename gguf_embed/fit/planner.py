@@ -97,6 +97,8 @@ def _check(model_id: str, candidates: Sequence[Candidate], limits: Limits) -> No
             )
         if limits.kv_type == "q8_0" and not can_quantize_kv(candidate.facts):
             raise ValueError(f"kv_type is q8_0; {model_id} keeps no KV cache that can be quantized")
+        if limits.skips_head and not can_split_texts(candidate.facts):
+            raise ValueError(f"skips_head is True; {model_id} has no head, or needs more than its last token")
 
 
 def _attempts(case: _Case) -> Iterator[tuple[Candidate, Place, Layout]]:
@@ -198,6 +200,7 @@ def _plan(case: _Case, chosen: Candidate, place: Place, layout: Layout) -> Plan:
         available_bytes=place.budget_bytes,
         free_bytes=place.free_bytes,
         margin_bytes=max(0, place.free_bytes - place.budget_bytes),
+        must_skip_head=bool(case.limits.skips_head),
         rejected=tuple(_rejections(case, chosen, place)),
         reason=_reason(case, facts, place, layout, required),
     )

@@ -16,6 +16,7 @@ from fake_hub import FakeHub
 
 from gguf_embed import AllocationError, DoesNotFitError, Embedder, Limits, loading
 from gguf_embed.cli.app import run
+from gguf_embed.engine import decoder
 from gguf_embed.engine import session as engine
 from gguf_embed.fit import hardware
 from gguf_embed.native.buffers import Buffer
@@ -295,7 +296,7 @@ def test_no_session_leaks(qwen3, monkeypatch):
             super().__init__(*arguments, **options)
             opened.append(self)
 
-    real = engine.Context
+    real = decoder.Context
 
     def context(model, layout, **options):
         if layout.n_ubatch >= 128:  # all but the canary's
@@ -305,7 +306,7 @@ def test_no_session_leaks(qwen3, monkeypatch):
         return made
 
     monkeypatch.setattr(engine, "Model", Model)
-    monkeypatch.setattr(engine, "Context", context)
+    monkeypatch.setattr(decoder, "Context", context)
     with pytest.raises(DoesNotFitError):
         Embedder(qwen3).load()
     assert len(opened) >= 8
