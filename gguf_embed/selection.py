@@ -23,6 +23,7 @@ from gguf_embed.fit.dryrun import DryRun
 from gguf_embed.fit.margins import load_margins
 from gguf_embed.fit.memory import BufferSizes, Measurements
 from gguf_embed.fit.planner import Limits, Plan
+from gguf_embed.fit.tuning import Tuning, load_tuning
 from gguf_embed.models.catalog import Catalog
 from gguf_embed.models.facts import Header, find_donor, find_facts
 from gguf_embed.models.header import ModelFacts, check_embeddable, load_facts
@@ -92,8 +93,8 @@ def select(
 ) -> Selection:
     """Weigh the quantizations that a reference came to and choose one.
 
-    On this machine a header is read and llama.cpp says how large its buffers would be; for another one both come from
-    what is known already, in closed form.
+    On this machine a header is read, llama.cpp says how large its buffers would be, and what was measured to be faster
+    here is taken; for another one all of it comes from what is known already, in closed form.
 
     Args:
         catalog: where `resolved` comes from.
@@ -120,6 +121,8 @@ def select(
         plan = _plan(catalog, question, donor if machine is None else None, here)
     except DoesNotFitError as error:
         raise _with_offers(error, resolved) from error.__cause__
+    if machine is None:
+        plan = _tuned(plan, load_tuning(catalog.config.state_dir, here, plan.facts, plan.placement), limits)
     chosen = next(index for index, candidate in enumerate(candidates) if candidate.quant == plan.quant)
     return Selection(
         resolved=resolved,
@@ -136,6 +139,17 @@ def _plan(catalog: Catalog, question: Callable[..., Plan], donor: Header | None,
     dry_run = DryRun(cache_dir=catalog.config.cache_dir / "dry-runs", devices=here.fingerprint)
     name = Path(donor.source.name).name
     return _measured(question, partial(dry_run.measure, donor.path, name=name), donor.facts)
+
+
+def _tuned(plan: Plan, tuning: Tuning, limits: Limits) -> Plan:
+    """Take what `bench --tune` found to be faster here, within the layout's bounds; the user's own word comes first."""
+    n_batch = tuning.n_batch or plan.n_batch
+    n_threads = tuning.n_threads if limits.n_threads is None else None
+    return dataclasses.replace(
+        plan,
+        n_batch=min(max(n_batch, plan.layout.n_seq_max), plan.layout.n_ubatch),
+        n_threads=n_threads or plan.n_threads,
+    )
 
 
 def _with_offers(error: DoesNotFitError, resolved: Resolved) -> DoesNotFitError:

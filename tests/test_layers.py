@@ -99,6 +99,10 @@ ARROWS = {
         "fit.*", "models.*",
     ),
     "jobs*": ("errors", "sizes", "vectors", "embedder", "encoding", "progress", "jobs", "jobs.*"),
+    "bench*": (
+        "errors", "vectors", "embedder", "loading", "selection", "engine.session", "fit", "fit.*", "models.catalog",
+        "native.child", "native.reference", "bench", "bench.*",
+    ),
     "cli*": ("*",),
 }  # fmt: skip
 
@@ -164,9 +168,12 @@ SOLE_HOMES = [
     pytest.param(("huggingface_hub", "httpx", "requests", "urllib.request"), ("models.hub", "models.transfer"),
                  id="huggingface_hub: models/hub and models/transfer"),
     pytest.param(("click", "rich.table"), ("cli*",), id="click: cli"),
-    pytest.param(("psutil",), ("fit.cores", "fit.host"), id="psutil: fit/cores, fit/host"),
+    pytest.param(("psutil",), ("fit.cores", "fit.host", "bench.program"),
+                 id="psutil: fit/cores, fit/host, bench/program"),
     pytest.param(("platformdirs",), ("config",), id="platformdirs: config"),
     pytest.param(("pyarrow",), ("jobs.*",), id="pyarrow: jobs"),
+    pytest.param(("matplotlib",), ("bench.plot",), id="matplotlib: bench/plot"),
+    pytest.param(("torch", "sentence_transformers"), ("bench.peers",), id="other engines: bench/peers"),
     pytest.param(("gguf", "safetensors"), ("models.wheel",), id="gguf and safetensors: models/wheel"),
 ]  # fmt: skip
 

@@ -123,13 +123,13 @@ class LlamaServer:
         deadline = time.monotonic() + _START_S
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
-                raise BackendError(f"it ended with code {self._process.returncode}: {self._last_words()}")
+                raise BackendError(self._why(""))
             with contextlib.suppress(OSError, http.client.HTTPException):
                 if self._request("GET", "/health")[0] == http.HTTPStatus.OK:
                     return
             self._connection.close()
             time.sleep(_POLL_S)
-        raise BackendError(f"it was not ready after {_START_S:.0f} s: {self._last_words()}")
+        raise BackendError(self._why(f"it was not ready after {_START_S:.0f} s"))
 
     def _ask_version(self) -> str:
         """What it says of its build; "" for one that says nothing."""
@@ -159,7 +159,7 @@ class LlamaServer:
             except (OSError, http.client.HTTPException):  # it may have closed an idle connection
                 seconds, status, content = self._timed(body, is_fresh=True)
         except (OSError, http.client.HTTPException) as error:
-            raise BackendError(f"it does not answer ({error!r}): {self._last_words()}") from error
+            raise BackendError(self._why(f"it does not answer ({error!r})")) from error
         if status != http.HTTPStatus.OK:
             raise BackendError(f"it answered {status}: {content[:_MAX_REFUSAL].decode(errors='replace')}")
         found = sorted(json.loads(content)["data"], key=lambda one: one["index"])
@@ -174,12 +174,14 @@ class LlamaServer:
         status, content = self._request("POST", "/v1/embeddings", body)
         return time.perf_counter() - begun, status, content
 
-    def _last_words(self) -> str:
-        """Why it died, as far as its log tells; ends it, for they share the log's position."""
+    def _why(self, what: str) -> str:
+        """Say what went wrong, or that it ended, and its last words; ends it, for they share the log's position."""
+        code = self._process.poll()
         self._process.kill()
         self._process.wait()
         self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - _MAX_LOG_BYTES))
-        return last_words(self._log.read().decode(errors="replace"))
+        words = last_words(self._log.read().decode(errors="replace"))
+        return f"{what if code is None else f'it ended with code {code}'}; its last words: {words}"
 
     def close(self) -> None:
         """End the server; closing twice is allowed."""

@@ -199,15 +199,18 @@ def _read(requests: queue.SimpleQueue[bytes], children: Children) -> None:
 
 
 def peak_bytes(process_id: int) -> int:
-    """Return the most memory that a process has held; what it holds now, where the system does not know.
+    """Return the most memory that a process has held; what it holds now, where the system does not know; 0 after it.
 
     Source: proc_pid_status(5), VmHWM; psutil's peak_wset on Windows.
     """
     status = Path(f"/proc/{process_id}/status")
-    if status.exists():
-        fields = dict(line.split(":", 1) for line in status.read_text(encoding="ascii", errors="replace").splitlines())
-        return int(fields["VmHWM"].split()[0]) << 10
-    usage = psutil.Process(process_id).memory_info()
+    try:
+        if status.exists():
+            lines = status.read_text(encoding="ascii", errors="replace").splitlines()
+            return next((int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:")), 0)
+        usage = psutil.Process(process_id).memory_info()
+    except (OSError, psutil.Error):
+        return 0
     return int(getattr(usage, "peak_wset", usage.rss))
 
 

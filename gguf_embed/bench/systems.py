@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -24,6 +25,8 @@ from gguf_embed.native.child import child_command, last_words
 
 __all__ = ["System"]
 
+logger = logging.getLogger(__name__)
+
 _END_S = 5.0
 _MAX_LOG_BYTES = 64 << 10  # 64 KiB
 
@@ -39,7 +42,7 @@ class System:
         load_s: seconds from its start until it was ready.
         version: its own.
         facts: what else it says of itself.
-        peak_bytes: the most memory it held; 0 before `stop`.
+        peak_bytes: the most memory it held; 0 before `stop`, and where that is not known.
 
     Raises:
         BackendError: it cannot run here; the message begins with its name.
@@ -80,9 +83,13 @@ class System:
         return Answer(seconds=told["seconds"], rows=rows)
 
     def stop(self) -> None:
-        """Ask for the memory it took, and end it."""
-        self.peak_bytes = self._ask({"stop": True})["peak_bytes"]
-        self.close()
+        """Ask for the memory it took, and end it; of one that has died by now it stays unknown."""
+        try:
+            self.peak_bytes = self._ask({"stop": True})["peak_bytes"]
+        except BackendError as error:
+            logger.warning("%s", error)
+        finally:
+            self.close()
 
     def _ask(self, request: Mapping[str, Any]) -> Any:
         if self._process.stdin is None or self._process.stdin.closed:

@@ -26,7 +26,9 @@ from gguf_embed.loading import load_session
 from gguf_embed.models.catalog import Catalog
 from gguf_embed.selection import Overrides, Selection
 
-__all__ = ["Trial", "Tuned", "batch_candidates", "choose", "search", "thread_candidates", "tune"]
+__all__ = [
+    "Found", "Trial", "Tuned", "batch_candidates", "choose", "is_steady", "search", "thread_candidates", "tune",
+]  # fmt: skip
 
 # Measures pairs of n_batch and n_threads.
 Run = Callable[[Sequence[tuple[int, int]]], "list[Trial]"]
@@ -35,6 +37,8 @@ _N_BATCHES = (64, 128, 256, 512)
 _MIN_ROUNDS, _N_WARM_TEXTS = 3, 16
 # Less than this is as good: two runs of one setting differ by as much.
 _GAIN = 1.03
+# Rounds that are further apart than this measured something else that ran meanwhile.
+_STEADY = 1.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,17 +57,33 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What the trials came to.
+
+    Attributes:
+        trials: in the order in which they were made; n_batch first, then n_threads with the better n_batch.
+        tuning: what is faster than the plan's own choice; empty where that is as good.
+        gain: how many times as fast it is, 1 where nothing is.
+        is_steady: the rounds of what is compared are near enough to each other to tell.
+    """
+
+    trials: tuple[Trial, ...]
+    tuning: Tuning
+    gain: float
+    is_steady: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tuned:
-    """What came out.
+    """What was found for a model, and what is remembered.
 
     Attributes:
         model_id: of the model.
         quant: of its file.
         n_batch: the plan's own choice.
         n_threads: the same.
-        trials: in the order in which they were made; n_batch first, then n_threads with the better n_batch.
-        tuning: what is remembered from now on; empty where the plan's own choice is as good.
-        gain: how many times as fast that is, 1 where nothing is.
+        found: what the trials came to.
+        remembered: from now on; what it was before where the trials are not steady.
         path: where it is remembered.
     """
 
@@ -71,9 +91,8 @@ class Tuned:
     quant: str
     n_batch: int
     n_threads: int
-    trials: tuple[Trial, ...]
-    tuning: Tuning
-    gain: float
+    found: Found
+    remembered: Tuning
     path: Path
 
 
@@ -85,9 +104,12 @@ def batch_candidates(plan: Plan) -> tuple[int, ...]:
 
 
 def thread_candidates(n_threads: int, n_cpus: int) -> tuple[int, ...]:
-    """Return the plan's threads, half of them, and up to as many as there are logical processors."""
-    more = {(n_threads + n_cpus) // 2, n_cpus} if n_cpus > n_threads else set()
-    return tuple(sorted({max(1, n_threads // 2), n_threads} | more))
+    """Return the plan's threads, half of them, and up to twice as many where there are that many CPUs.
+
+    More than that is never faster: the plan has one thread for each core that is worth one.
+    """
+    most = max(n_threads, min(n_cpus, 2 * n_threads))
+    return tuple(sorted({max(1, n_threads // 2), n_threads, (n_threads + most) // 2, most}))
 
 
 def choose(trials: Sequence[Trial], default: Trial) -> Trial:
@@ -96,28 +118,36 @@ def choose(trials: Sequence[Trial], default: Trial) -> Trial:
     return best if best.tokens_per_s.median >= _GAIN * default.tokens_per_s.median else default
 
 
-def search(plan: Plan, run: Run, *, n_cpus: int | None) -> tuple[list[Trial], Trial, float]:
+def is_steady(trial: Trial) -> bool:
+    """Whether its rounds are near enough to each other to tell anything; on a busy machine they are not."""
+    return trial.tokens_per_s.high <= _STEADY * trial.tokens_per_s.low
+
+
+def search(plan: Plan, run: Run, *, n_cpus: int | None) -> Found:
     """Measure n_batch, then n_threads with the better n_batch.
 
     Args:
         plan: whose own choice is the default.
         run: measures pairs of n_batch and n_threads side by side.
         n_cpus: logical processors; None leaves the threads as they are.
-
-    Returns:
-        All trials, the one to take, and how many times as fast as the default that is.
     """
     trials = run([(n_batch, plan.n_threads) for n_batch in batch_candidates(plan)])
     default = next(one for one in trials if one.n_batch == plan.n_batch)
     best = choose(trials, default)
+    counted = [default, best]
     gain = ratio(best.tokens_per_s.median, default.tokens_per_s.median)
     sizes = thread_candidates(plan.n_threads, n_cpus) if n_cpus is not None else ()
     if len(sizes) > 1:
         of_threads = run([(best.n_batch, n_threads) for n_threads in sizes])
         default = next(one for one in of_threads if one.n_threads == plan.n_threads)
         best, trials = choose(of_threads, default), [*trials, *of_threads]
+        counted += [default, best]
         gain *= ratio(best.tokens_per_s.median, default.tokens_per_s.median)
-    return trials, best, gain
+    tuning = Tuning(
+        n_batch=best.n_batch if best.n_batch != plan.n_batch else None,
+        n_threads=best.n_threads if best.n_threads != plan.n_threads else None,
+    )
+    return Found(trials=tuple(trials), tuning=tuning, gain=gain, is_steady=all(is_steady(one) for one in counted))
 
 
 def tune(
@@ -142,31 +172,32 @@ def tune(
     """
     machine, state_dir = hardware.probe(), catalog.config.state_dir
     selection, session = _load(catalog, question, on_progress)
-    with _forgotten(state_dir, machine, selection.plan) as was_tuned:
-        if was_tuned:
+    with _forgotten(state_dir, machine, selection.plan) as before:
+        if before != Tuning():
             session.close()
             selection, session = _load(catalog, question, on_progress)
         with contextlib.closing(session):
             texts = _tokenize(session, question)
-        plan, settings = selection.plan, session.settings
-        run = functools.partial(_measure, settings=settings, texts=texts, on_step=on_step)
-        n_cpus = os.cpu_count() if question.limits.n_threads is None else None
-        trials, best, gain = search(plan, run, n_cpus=n_cpus)
-        tuning = Tuning(
-            n_batch=best.n_batch if best.n_batch != plan.n_batch else None,
-            n_threads=best.n_threads if best.n_threads != plan.n_threads else None,
-        )
-        remember_tuning(state_dir, machine, plan.facts, plan.placement, tuning)
+        plan = selection.plan
+        run = functools.partial(_measure, settings=session.settings, texts=texts, on_step=on_step)
+        found = search(plan, run, n_cpus=_n_cpus() if question.limits.n_threads is None else None)
+        remembered = found.tuning if found.is_steady else before
+        remember_tuning(state_dir, machine, plan.facts, plan.placement, remembered)
     return Tuned(
         model_id=plan.model_id,
         quant=plan.quant,
         n_batch=plan.n_batch,
         n_threads=plan.n_threads,
-        trials=tuple(trials),
-        tuning=tuning,
-        gain=gain,
+        found=found,
+        remembered=remembered,
         path=tuning_path(state_dir),
     )
+
+
+def _n_cpus() -> int:
+    """Logical processors that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _load(
@@ -177,19 +208,16 @@ def _load(
 
 
 @contextlib.contextmanager
-def _forgotten(state_dir: Path, machine: Hardware, plan: Plan) -> Iterator[bool]:
+def _forgotten(state_dir: Path, machine: Hardware, plan: Plan) -> Iterator[Tuning]:
     """Take out what was remembered of this model, so that plans are made without it; back in if this fails.
 
     Yields:
-        Whether there was anything.
+        What was remembered.
     """
     before = load_tuning(state_dir, machine, plan.facts, plan.placement)
-    if before == Tuning():
-        yield False
-        return
     remember_tuning(state_dir, machine, plan.facts, plan.placement, Tuning())
     try:
-        yield True
+        yield before
     except BaseException:
         remember_tuning(state_dir, machine, plan.facts, plan.placement, before)
         raise

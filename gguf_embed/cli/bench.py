@@ -227,16 +227,25 @@ def _tune(model: str, options: dict[str, Any], *, as_json: bool) -> None:
         tuned = tune(catalog, question, on_step=_say, on_progress=on_progress)
     if as_json:
         print_json(tuned)
-        return
+    else:
+        _print_tuned(tuned)
+
+
+def _print_tuned(tuned: Any) -> None:
     click.echo(f"{tuned.model_id} {tuned.quant}\n")
-    rows = [(str(one.n_batch), str(one.n_threads), _number(one.tokens_per_s.median), _range(one.tokens_per_s))
-            for one in tuned.trials]  # fmt: skip
+    rows = [
+        (str(one.n_batch), str(one.n_threads), _number(one.tokens_per_s.median), _range(one.tokens_per_s))
+        for one in tuned.found.trials
+    ]
     print_table(("n_batch", "n_threads", "tokens/s", "of rounds"), rows, right=range(4))
     default = f"n_batch {tuned.n_batch} with {tuned.n_threads} threads"
-    found = [f"{name} {value}" for name in ("n_batch", "n_threads") if (value := getattr(tuned.tuning, name))]
+    words = " and ".join(
+        f"{name} {value}" for name in ("n_batch", "n_threads") if (value := getattr(tuned.found.tuning, name))
+    )
     click.echo()
-    if found:
-        percent = f"{100 * (tuned.gain - 1):.0f} %"
-        click.echo(f"{' and '.join(found)}: {percent} faster than {default}; remembered in {tuned.path}")
+    if not tuned.found.is_steady:
+        click.echo("the rounds differ too much to tell; close other programs and run it again. Nothing was changed")
+    elif words:
+        click.echo(f"{words}: {tuned.found.gain - 1:.0%} faster than {default};\nremembered in {tuned.path}")
     else:
         click.echo(f"the default, {default}, is as good; nothing is remembered")

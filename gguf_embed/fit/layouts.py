@@ -111,7 +111,7 @@ def whole_layout(facts: ModelFacts, place: Place, *, n_ctx: int = N_CTX_WORKING,
 def _is_tiled(facts: ModelFacts) -> bool:
     """Whether a file's weights are K-quants or i-quants, which are faster as they lie where they are taken in tiles.
 
-    Source: scripts/bench-quants --layouts, 0.6B shape, 2 cores with AVX-512, 2026-11-21.
+    Source: scripts/bench-quants, 0.6B shape, 2 cores with AVX-512; llama-bench --repack 0,1 built for AVX2 alone.
     """
     return re.match(r"Q\d_K|IQ\d_(X|S|M)", facts.quant or "") is not None
 
