@@ -676,6 +676,26 @@ def test_an_encoder_holds_a_text_in_one_decode():
     assert grown(on_card(QWEN[0].facts), QWEN[0].facts, 8192).n_ubatch == 512
 
 
+def test_a_decode_is_as_large_as_the_kernels_like():
+    """512 tokens where K-quants are multiplied in tiles and on a card, 256 where a CPU's weights are reordered."""
+    cpu = machine()
+    tiled = dataclasses.replace(cpu, has_tiled_matmul=True)
+    assert (plan("m", QWEN, cpu).n_batch, plan("m", QWEN, tiled).n_batch) == (256, 512)
+    assert plan("m", QWEN, machine(card(16 * GIB))).n_batch == 512
+    assert plan("m", ENCODER, tiled).n_batch == 256
+
+
+def test_the_head_is_skipped_as_the_user_wants_it():
+    """False plans the ordinary path and its larger buffers, True goes on to the load, and is refused for encoders."""
+    free, never, always = (plan("m", QWEN, machine(), Limits(skips_head=wanted)) for wanted in (None, False, True))
+    assert (free.layout.skips_head, free.must_skip_head) == (True, False)
+    assert (never.layout.skips_head, never.must_skip_head) == (False, False)
+    assert (always.layout.skips_head, always.must_skip_head) == (True, True)
+    assert never.cost.host.compute_bytes > 3 * free.cost.host.compute_bytes
+    with pytest.raises(ValueError, match="skips_head is True; m has no head"):
+        plan("m", ENCODER, machine(), Limits(skips_head=True))
+
+
 def test_no_candidates_is_a_mistake():
     """An empty ladder is refused instead of never fitting."""
     with pytest.raises(ValueError, match="at least one candidate"):

@@ -205,7 +205,7 @@ class SentenceTransformers:
         settings: "model", a name or a folder, "n_threads", and "device" as PyTorch names it, None for its choice.
 
     Raises:
-        BackendError: it is not installed.
+        BackendError: it is not installed, or cannot load the model.
     """
 
     facts: Mapping[str, Any]
@@ -217,7 +217,11 @@ class SentenceTransformers:
         except ImportError as error:
             raise BackendError("not installed; pip install sentence-transformers") from error
         torch.set_num_threads(settings["n_threads"])
-        self._model = sentence_transformers.SentenceTransformer(settings["model"], device=settings["device"])
+        try:
+            self._model = sentence_transformers.SentenceTransformer(settings["model"], device=settings["device"])
+        except (OSError, ValueError, RuntimeError) as error:
+            why = str(error).strip().partition("\n")[0]
+            raise BackendError(f"{settings['model']} cannot be loaded: {why}") from error
         self.process_id = os.getpid()
         self.version = f"{sentence_transformers.__version__}, torch {torch.__version__}"
         self.facts = {"model": settings["model"]}

@@ -192,8 +192,9 @@ def _packed(rows: Any) -> dict[str, Any]:
 
 def _read(requests: queue.SimpleQueue[bytes], children: Children) -> None:
     """Hand requests over; when the parent is gone, in the middle of work too, leave at once."""
-    for line in sys.stdin.buffer:
-        requests.put(line)
+    with os.fdopen(0, "rb", closefd=False) as stdin:  # sys.stdin's lock would be held when the interpreter ends
+        for line in stdin:
+            requests.put(line)
     children.kill()
     os._exit(1)
 

@@ -21,9 +21,11 @@ from gguf_embed.sizes import format_size
 
 __all__ = ["Candidate", "Limits", "Plan", "Rejection", "grown", "plan"]
 
-# Tokens packed into one decode of an encoder on a CPU. Source: scripts/bench, MiniLM F16, 2 cores with AVX-512,
-# 2026-11-21: 64/128/256/512 tokens give 454/607/620/610 texts a second.
-N_BATCH_ENCODER = 256
+# Tokens packed into one decode on a CPU: of an encoder, whose packed texts all attend to each other for nothing, and of
+# what llama.cpp reordered; what it multiplies in tiles gains from more. Source: gguf-embed bench REF --tune, 2 cores with
+# AVX-512, 2026-11-21, 64/128/256/512 tokens: MiniLM F16 454/607/620/610 texts a second; 0.6B shape reordered 341/350/
+# 418/428 tokens a second with documents and 355/386/439/386 with queries, in tiles 455/465/530/534 with documents.
+N_BATCH_CPU = 256
 _N_CTX_STEP = 256
 
 
@@ -179,8 +181,8 @@ def grown(layout: Layout, facts: ModelFacts, n_ctx: int) -> Layout:
 def _plan(case: _Case, chosen: Candidate, place: Place, layout: Layout) -> Plan:
     facts, on_cpu = chosen.facts, not place.accelerators
     n_batch = layout.n_ubatch
-    if on_cpu and not facts.is_causal:
-        n_batch = max(min(layout.n_ubatch, N_BATCH_ENCODER), layout.n_seq_max)
+    if on_cpu and (layout.use_extra_bufts or not facts.is_causal):
+        n_batch = max(min(layout.n_ubatch, N_BATCH_CPU), layout.n_seq_max)
     cost = case.measurements.cost(chosen.quant, facts, layout)
     required = _required_bytes(cost, place, facts)
     described = ", ".join(one.description for one in place.accelerators)
