@@ -214,19 +214,22 @@ ENVIRONMENT = ("os.environ", "os.environb", "os.getenv", "os.getenvb", "os.puten
 
 
 def test_only_config_reads_the_environment():
-    """Everything else gets a Config; models/hub.py's setdefault, which huggingface_hub reads, is the one exception."""
+    """Everything else gets a Config; models/hub.py and native/backend.py set defaults for the libraries they load."""
     reading = {name for name in MODULES if attributes(name, *ENVIRONMENT)}
-    assert reading == {"gguf_embed.config", "gguf_embed.models.hub"}
+    assert reading == {"gguf_embed.config", "gguf_embed.models.hub", "gguf_embed.native.backend"}
 
 
-def test_the_hub_only_sets_defaults_for_its_library():
-    """models/hub.py calls os.environ.setdefault with HF_* names and nothing else of the environment."""
+@pytest.mark.parametrize(
+    ("name", "prefix"), [("gguf_embed.models.hub", "HF_HUB_"), ("gguf_embed.native.backend", "GOMP_")]
+)
+def test_a_module_only_sets_defaults_for_its_library(name, prefix):
+    """It calls os.environ.setdefault with the library's names and nothing else of the environment."""
     calls = [
-        node for node in ast.walk(TREES["gguf_embed.models.hub"])
+        node for node in ast.walk(TREES[name])
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "os.environ.setdefault"
     ]  # fmt: skip
-    assert len(calls) == len(attributes("gguf_embed.models.hub", *ENVIRONMENT))
-    assert all(ast.literal_eval(call.args[0]).startswith("HF_HUB_") for call in calls)
+    assert len(calls) == len(attributes(name, *ENVIRONMENT))
+    assert all(ast.literal_eval(call.args[0]).startswith(prefix) for call in calls)
 
 
 # Run as child processes; their stdout is a pipe to the module that started them.

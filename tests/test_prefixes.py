@@ -93,7 +93,7 @@ def test_members_share_their_prefix_and_have_more(texts, seen, kept, n_prefix_ma
 
 @given(TEXTS, TEXTS, TEXTS, COST)
 def test_the_group_without_a_prefix_comes_first(texts, seen, kept, cost):
-    """There is at most one, and what may need a longer context is in it or after it, never both."""
+    """There is at most one."""
     groups = group(texts, seen=seen, kept=kept, n_tokens_decode=cost)
     assert not any(one.n_prefix == 0 for one in groups[1:])
 
@@ -131,22 +131,11 @@ def test_no_other_grouping_saves_more(texts, seen, kept, n_prefix_max, cost):
     for one in group(texts, **options):
         if one.n_prefix:
             prefix = texts[one.members[0]][: one.n_prefix]
-            gain, members = saved(prefix, texts, [ids[:n_prefix_max] for ids in seen], kept, cost)
+            gain, members = saved(prefix, texts, seen, kept, cost)
             assert gain > 0
             assert list(one.members) == members  # whoever begins so is in it
             total += gain
     assert total == most_saved(texts, **options)
-
-
-@given(TEXTS, TEXTS, COST)
-def test_what_is_kept_or_was_seen_never_saves_less(texts, others, cost):
-    """Knowing more only helps."""
-    alone = most_saved(texts, n_tokens_decode=cost)
-    for more in ({"seen": others}, {"kept": others}):
-        groups = group(texts, **more, n_tokens_decode=cost)
-        prefixes = [texts[one.members[0]][: one.n_prefix] for one in groups if one.n_prefix]
-        known = {"seen": [], "kept": []} | more
-        assert sum(saved(prefix, texts, **known, cost=cost)[0] for prefix in prefixes) >= alone
 
 
 def test_texts_that_differ_in_the_last_token():
@@ -271,7 +260,7 @@ def test_a_chain_takes_no_time():
 def test_pairs_at_every_depth_take_no_time():
     """A tree as deep as it is wide: each depth has a pair of its own, and all pairs are groups."""
     spine = tokens_of(random.Random(2), 512)
-    texts = [(*spine[: n + 1], *[n] * 300, tail) for n in range(512) for tail in (1, 2)]
+    texts = [(*spine[: n + 1], *[n] * 600, tail) for n in range(512) for tail in (1, 2)]
     groups = in_one_second(texts)
     assert len(groups) == 512
     assert all(len(one.members) == 2 for one in groups)

@@ -85,7 +85,7 @@ def _draw_panel(ax: Any, panel: Sequence[Speed]) -> None:
         ax.text(figure.high + longest * 0.012, place, words + times, va="center", fontsize=9, color=_INK)
     ax.set_yticks(places, [one.system for one in panel], fontsize=9, color=_INK)
     ax.set_ylim(len(panel) - 0.5, -0.5)
-    ax.set_xlim(0, longest * 1.22)
+    ax.set_xlim(0, longest * 1.28)
     ax.tick_params(axis="y", length=0)
     ax.xaxis.set_visible(False)
     for spine in ("top", "right", "bottom"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import os
 import queue
 import signal
@@ -119,6 +120,23 @@ class _LlamaCppPython:
         self._llama.close()
 
 
+class _Warnings(logging.Handler):
+    """Keeps what a user must be told until it can be."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not record.name.startswith("gguf_embed.models"):  # the parent has looked the model up too
+            self._lines.append(record.getMessage())
+
+    def take(self) -> list[str]:
+        """Return what came since the last time."""
+        lines, self._lines = self._lines, []
+        return lines
+
+
 _SYSTEMS: dict[str, Callable[[Mapping[str, Any], Children], _Running]] = {
     "gguf-embed": _Ours,
     "llama-cpp-python": _LlamaCppPython,
@@ -140,18 +158,22 @@ def main(argv: Sequence[str]) -> int:
             {"embed": [texts], "prompt": .., "with_rows": ..}
                                                      {"seconds": .., "rows": base64 of float32, "n_embd": ..}
             {"stop": true}                           {"peak_bytes": ..}
-        or {"error": text}.
+        or {"error": text}; "warnings" has what was logged meanwhile.
     """
     begun = time.perf_counter()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
-    channel = os.dup(1)
+    answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no line of the protocol
     settings, children = json.loads(argv[0]), Children()
     requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(requests, children), daemon=True).start()
 
+    warnings = _Warnings()
+    logging.getLogger("gguf_embed").addHandler(warnings)
+
     def tell(**facts: Any) -> None:
-        os.write(channel, json.dumps(facts).encode() + b"\n")
+        answers.write(json.dumps(facts | {"warnings": warnings.take()}).encode() + b"\n")
+        answers.flush()
 
     try:
         system = _SYSTEMS[settings["system"]](settings, children)

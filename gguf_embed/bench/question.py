@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from gguf_embed.bench.workload import WORKLOADS
+from gguf_embed.bench.workload import USUAL, WORKLOADS
 from gguf_embed.fit.planner import Limits
 from gguf_embed.models.catalog import Catalog
 from gguf_embed.selection import Overrides, Selection, select
@@ -28,7 +28,7 @@ class Question:
         model: a model reference; its file is on this disk.
         limits: what the plan may use.
         prefer: as Embedder.
-        n_texts: documents, and queries, of a round.
+        n_texts: documents, queries or sentences of a round.
         n_rounds: that count; one more warms up.
         workloads: of workload.WORKLOADS.
         against: of PEERS.
@@ -42,7 +42,7 @@ class Question:
     prefer: str = "default"
     n_texts: int = 64
     n_rounds: int = 5
-    workloads: tuple[str, ...] = WORKLOADS
+    workloads: tuple[str, ...] = USUAL
     against: tuple[str, ...] = ()
     llama_server: Path | None = None
     llama_server_args: tuple[str, ...] | None = None

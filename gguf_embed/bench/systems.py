@@ -104,6 +104,8 @@ class System:
         if not line.endswith(b"\n"):  # the rest died with the child
             raise BackendError(f"{self.name}: {self._why()}")
         answer = json.loads(line)
+        for words in answer["warnings"]:
+            logger.warning("%s: %s", self.name, words)
         if "error" in answer:
             raise BackendError(f"{self.name}: {answer['error']}")
         return answer

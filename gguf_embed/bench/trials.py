@@ -155,7 +155,6 @@ def tune(
     question: Question,
     *,
     on_step: Callable[[str], None],
-    on_progress: Callable[[int, int], None] | None = None,
 ) -> Tuned:
     """Measure n_batch, and n_threads unless they are given, and remember what is faster than the plan's choice.
 
@@ -165,17 +164,16 @@ def tune(
         catalog: where models come from.
         question: which model, its limits, n_texts documents a round and n_rounds, of which there are at least 3.
         on_step: told in words what comes next.
-        on_progress: called while downloading, with bytes present and bytes in all.
 
     Raises:
         GGUFEmbedError: the model cannot be run, or what was found cannot be kept.
     """
     machine, state_dir = hardware.probe(), catalog.config.state_dir
-    selection, session = _load(catalog, question, on_progress)
+    selection, session = _load(catalog, question)
     with _forgotten(state_dir, machine, selection.plan) as before:
         if before != Tuning():
             session.close()
-            selection, session = _load(catalog, question, on_progress)
+            selection, session = _load(catalog, question)
         with contextlib.closing(session):
             texts = _tokenize(session, question)
         plan = selection.plan
@@ -200,10 +198,8 @@ def _n_cpus() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
-def _load(
-    catalog: Catalog, question: Question, on_progress: Callable[[int, int], None] | None
-) -> tuple[Selection, Session]:
-    selection, path = fetch(catalog, question, on_progress)
+def _load(catalog: Catalog, question: Question) -> tuple[Selection, Session]:
+    selection, path = fetch(catalog, question)
     return load_session(catalog, selection, path, limits=question.limits, overrides=Overrides())
 
 

@@ -11,10 +11,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 __all__ = [
-    "INSTRUCTION", "WORKLOADS", "Task", "cut", "documents", "long_texts", "make_round", "queries", "sentences",
+    "INSTRUCTION", "USUAL", "WORKLOADS", "Task", "cut", "documents", "long_texts", "make_round", "queries", "sentences",
 ]  # fmt: skip
 
-WORKLOADS = ("documents", "queries", "single", "long")
+USUAL = ("documents", "queries", "single", "long")
+WORKLOADS = (*USUAL, "sentences")
 # What goes before a query where the model's own prompt is not known. Source: Qwen3-Embedding's model card.
 INSTRUCTION = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
 
@@ -106,10 +107,10 @@ def make_round(
 
     Args:
         workloads: of WORKLOADS.
-        n_texts: documents, and queries; at most 20 single queries.
+        n_texts: documents, queries and sentences; single queries are 20 at most, long texts 2.
         number: of the round, from 0.
         query_prompt: put before queries.
-        document_prompt: put before documents and long texts.
+        document_prompt: put before all others.
     """
     seed = number * len(WORKLOADS)
     made = {
@@ -117,6 +118,7 @@ def make_round(
         "queries": lambda: queries(n_texts, seed=seed + 1),
         "single": lambda: queries(min(_N_SINGLE, n_texts), seed=seed + 2),
         "long": lambda: long_texts(min(_N_LONG, n_texts), _N_LONG_WORDS, seed=seed + 3),
+        "sentences": lambda: sentences(n_texts, seed=seed + 4),
     }
     prompts = {"queries": query_prompt, "single": query_prompt}
     return tuple(

@@ -5,12 +5,10 @@ It must not know how anything is measured.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +36,18 @@ class _Names(click.ParamType):  # type: ignore[type-arg]  # not generic before c
 @click.command("bench")
 @model_argument
 @click.option("--texts", "n_texts", type=click.IntRange(min=1), default=64, show_default=True,
-              help="Documents, and queries, of a round.")  # fmt: skip
+              help="Documents, queries or sentences of a round.")  # fmt: skip
 @click.option("--rounds", "n_rounds", type=click.IntRange(min=1), default=5, show_default=True,
               help="Rounds that count; one more warms up.")  # fmt: skip
-@click.option("--only", "workloads", type=_Names(), help="Of documents,queries,single,long.")
+@click.option(
+    "--only", "workloads", type=_Names(), help="Of documents,queries,single,long,sentences; the first four if left out."
+)
 @click.option("--against", type=_Names(), default="", help="llama-cpp-python,llama-server,sentence-transformers.")
 @click.option("--llama-server", type=click.Path(exists=True, dir_okay=False, path_type=Path),
               help="The program; found on PATH if left out.")  # fmt: skip
-@click.option("--llama-server-args", type=shlex.split, help="In place of the flags of 'llama-server, tuned'.")
+@click.option(
+    "--llama-server-args", type=shlex.split, metavar="ARGS", help="In place of the flags of 'llama-server, tuned'."
+)
 @click.option("--sentence-transformers-model", help="Its name or folder; the model's own if left out.")
 @click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw the speeds: .png, .svg or .pdf.")
 @click.option("--tune", is_flag=True, help="Find the fastest n_batch and threads instead, and remember them.")
@@ -83,18 +85,17 @@ def _question(model: str, options: dict[str, Any], catalog: Any) -> Any:
     """Say what is to be measured; what is left open is as it is on this machine."""
     from gguf_embed.bench.question import Question  # noqa: PLC0415 - keeps --help quick
 
-    spec = catalog.parse(model).spec
     server = options.pop("llama_server") or shutil.which("llama-server")
-    arguments = options.pop("llama_server_args")
-    workloads = options.pop("workloads")
+    arguments, workloads = options.pop("llama_server_args"), options.pop("workloads")
     with usage_errors():
+        spec = catalog.parse(model).spec
+        theirs = options.pop("sentence_transformers_model") or (spec.base_repo if spec else None)
         return Question(
             model=model,
             limits=limits_of(options),
             llama_server=Path(server) if server else None,
             llama_server_args=None if arguments is None else tuple(arguments),
-            sentence_transformers_model=options.pop("sentence_transformers_model")
-            or (spec.base_repo if spec else None),
+            sentence_transformers_model=theirs,
             **({"workloads": workloads} if workloads else {}),
             **options,
         )
@@ -112,31 +113,30 @@ def _say(words: str) -> None:
         click.echo(words, err=True)
 
 
-@contextlib.contextmanager
-def _downloading(model: str) -> Iterator[Any]:
-    from gguf_embed.progress import download_progress  # noqa: PLC0415 - keeps --help quick
+def _fetch(catalog: Any, question: Any) -> None:
+    from gguf_embed.bench.question import fetch  # noqa: PLC0415 - keeps --help quick
+    from gguf_embed.progress import download_progress  # noqa: PLC0415
 
     with usage_errors():
         if is_quiet():
-            yield None
-        else:
-            with download_progress(model) as on_progress:
-                yield on_progress
+            fetch(catalog, question)
+            return
+        with download_progress(question.model) as on_progress:
+            fetch(catalog, question, on_progress)
 
 
 def _compare(model: str, options: dict[str, Any], plot: Path | None, *, as_json: bool) -> None:
     from gguf_embed.bench.comparison import compare  # noqa: PLC0415 - keeps --help quick
-    from gguf_embed.bench.question import fetch  # noqa: PLC0415
 
     catalog = _catalog()
     question = _question(model, options, catalog)
-    with _downloading(model) as on_progress:
-        fetch(catalog, question, on_progress)
+    _fetch(catalog, question)
     comparison = compare(question, on_step=_say)
     if plot:
         from gguf_embed.bench.plot import draw  # noqa: PLC0415 - an extra
 
-        draw(comparison.speeds, plot, title=f"{_title(comparison)}, {_threads(comparison)}")
+        threads = _threads(comparison.systems[0].facts["n_threads"])
+        draw(comparison.speeds, plot, title=f"{_title(comparison)}, {threads}")
     if as_json:
         print_json({"command": shlex.join(sys.argv), "question": question, **_facts(comparison)})
     else:
@@ -155,13 +155,14 @@ def _title(comparison: Any) -> str:
     return f"{comparison.model_id} {comparison.quant} on {comparison.systems[0].facts['device_description']}"
 
 
-def _threads(comparison: Any) -> str:
-    return f"{comparison.systems[0].facts['n_threads']} threads"
+def _threads(n_threads: int) -> str:
+    return f"{n_threads} threads" if n_threads > 1 else "1 thread"
 
 
 def _print(comparison: Any) -> None:
     n_rounds = max(one.round_number for one in comparison.timings)
-    click.echo(f"{_title(comparison)}\n{_threads(comparison)}, medians of {n_rounds} rounds")
+    rounds = f"medians of {n_rounds} rounds" if n_rounds > 1 else "one round"
+    click.echo(f"{_title(comparison)}\n{_threads(comparison.systems[0].facts['n_threads'])}, {rounds}")
     for task in comparison.tasks:
         speeds = [one for one in comparison.speeds if one.workload == task.workload]
         click.echo(f"\n{task.workload}: {_count(task)}")
@@ -211,7 +212,7 @@ def _number(value: float) -> str:
 
 
 def _range(figure: Any) -> str:
-    return f"{_number(figure.low)} to {_number(figure.high)}"
+    return f"{_number(figure.low)}-{_number(figure.high)}"
 
 
 def _predicted(system: Any) -> str:
@@ -223,8 +224,8 @@ def _tune(model: str, options: dict[str, Any], *, as_json: bool) -> None:
 
     catalog = _catalog()
     question = _question(model, options, catalog)
-    with _downloading(model) as on_progress:
-        tuned = tune(catalog, question, on_step=_say, on_progress=on_progress)
+    _fetch(catalog, question)
+    tuned = tune(catalog, question, on_step=_say)
     if as_json:
         print_json(tuned)
     else:
@@ -238,7 +239,7 @@ def _print_tuned(tuned: Any) -> None:
         for one in tuned.found.trials
     ]
     print_table(("n_batch", "n_threads", "tokens/s", "of rounds"), rows, right=range(4))
-    default = f"n_batch {tuned.n_batch} with {tuned.n_threads} threads"
+    default = f"n_batch {tuned.n_batch} with {_threads(tuned.n_threads)}"
     words = " and ".join(
         f"{name} {value}" for name in ("n_batch", "n_threads") if (value := getattr(tuned.found.tuning, name))
     )
