@@ -25,7 +25,7 @@ _UNUSED_GPU = 6
 
 
 @click.command("doctor")
-@click.option("--forget", is_flag=True, help="Forget what failed loads taught about this machine's memory.")
+@click.option("--forget", is_flag=True, help="Forget what failed loads and bench --tune taught about this machine.")
 @json_option
 @verbosity
 def doctor_command(forget: bool, as_json: bool) -> None:
@@ -35,10 +35,12 @@ def doctor_command(forget: bool, as_json: bool) -> None:
     """
     from gguf_embed.config import load_config  # noqa: PLC0415 - keeps --help quick
     from gguf_embed.fit.margins import forget_margins  # noqa: PLC0415
+    from gguf_embed.fit.tuning import forget_tunings  # noqa: PLC0415
 
     config = load_config()
     if forget:
-        click.echo("forgotten" if forget_margins(config.state_dir) else "there was nothing to forget", err=True)
+        forgotten = [forget_margins(config.state_dir), forget_tunings(config.state_dir)]
+        click.echo("forgotten" if any(forgotten) else "there was nothing to forget", err=True)
     facts = _facts(config)
     if as_json:
         print_json(facts)
