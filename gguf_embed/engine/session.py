@@ -5,11 +5,12 @@ Token ids in, raw rows in the caller's order out. It must not know model names, 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from gguf_embed.engine.batching import pack
 from gguf_embed.engine.canary import open_both_ways
+from gguf_embed.engine.crew import Crew
 from gguf_embed.engine.decoder import Decoder
 from gguf_embed.engine.sharing import Sharing
 from gguf_embed.engine.tokenizing import OVERRIDES, Tokenizer, Tokens
@@ -99,6 +101,7 @@ class Session:
         self._lock = threading.RLock()  # one decode at a time
         self._vocab_lock = threading.Lock()  # the tokenizer, which must not wait for a decode
         self._decoder: Decoder | None = None
+        self._crew: Crew | None = None
         self._on_cpu: Session | None = None
         self._sharing = Sharing(partial(self.tokenize, truncate="end"))
         overrides = dict(OVERRIDES)
@@ -131,6 +134,9 @@ class Session:
             self._begin_without_head(model)
         else:
             self._decoder = self._new_decoder(model, self.layout)
+        if n_side := self.layout.n_contexts - 1:
+            n_threads = max(1, self.settings.n_threads // n_side)
+            self._crew = Crew(partial(self._new_decoder, model, self.layout, n_threads=n_threads), n_side)
 
     def _begin_without_head(self, model: Model) -> None:
         """Open the context that skips the head, and the ordinary one instead where the two do not agree."""
@@ -149,13 +155,13 @@ class Session:
         decoder.close()
         self._decoder = self._new_decoder(model, self.layout)
 
-    def _new_decoder(self, model: Model, layout: Layout) -> Decoder:
+    def _new_decoder(self, model: Model, layout: Layout, *, n_threads: int | None = None) -> Decoder:
         return Decoder(
             model,
             layout,
             pooling_type=self.settings.pooling_type,
             n_ctx_max=self.settings.n_ctx_max,
-            n_threads=self.settings.n_threads,
+            n_threads=n_threads or self.settings.n_threads,
         )
 
     def tokenize(
@@ -269,19 +275,33 @@ class Session:
             with self._lock:
                 n_tokens_max = min(self.settings.n_batch, self._opened().room_for(n_prefix))
             rest = [lengths[member] - n_prefix for member in group.members]
-            for batch in pack(rest, n_tokens_max=n_tokens_max, n_seq_max=n_seq_max):
-                members = [group.members[index] for index in batch]
-                at = positions[members]
-                with self._lock:
-                    rows = self._decode_guarded([tokens[member] for member in members], at, n_prefix)
-                into[at] = finish(rows)
+            packed = pack(rest, n_tokens_max=n_tokens_max, n_seq_max=n_seq_max)
+            batches = [[group.members[index] for index in batch] for batch in packed]
+            for members, rows in self._decode(batches, tokens, positions, n_prefix):
+                into[positions[members]] = finish(rows)
                 if on_batch is not None:
-                    on_batch(len(batch), sum(lengths[member] for member in members))
+                    on_batch(len(members), sum(lengths[member] for member in members))
 
-    def _decode_guarded(self, texts: list[Tokens], positions: NDArray[np.intp], n_prefix: int) -> Float32Matrix:
-        """Decode, and give every text whose row is not finite another chance alone, then on the CPU."""
-        self._open()
-        rows = self._opened().decode(texts, n_prefix=n_prefix)
+    def _decode(
+        self, batches: list[list[int]], tokens: Sequence[Tokens], positions: NDArray[np.intp], n_prefix: int
+    ) -> Iterator[tuple[list[int], Float32Matrix]]:
+        """Decode batches side by side where that can be, else one after the other; yield each with its rows."""
+        texts = [[tokens[member] for member in members] for members in batches]
+        if self._crew is not None and self._crew.can_take(texts):
+            with contextlib.closing(self._crew.decode(texts)) as found:
+                for index, rows in found:
+                    with self._lock:
+                        sound = self._guarded(rows, texts[index], positions[batches[index]])
+                    yield batches[index], sound
+            return
+        for members, batch in zip(batches, texts, strict=True):
+            with self._lock:
+                self._open()
+                rows = self._guarded(self._opened().decode(batch, n_prefix=n_prefix), batch, positions[members])
+            yield members, rows
+
+    def _guarded(self, rows: Float32Matrix, texts: list[Tokens], positions: NDArray[np.intp]) -> Float32Matrix:
+        """Give every text whose row is not finite another chance alone, then on the CPU."""
         for index in map(int, np.flatnonzero(~_is_sound(rows))):
             rows[index] = self._rescue(texts[index], int(positions[index]))
         return rows
@@ -332,6 +352,8 @@ class Session:
         """Free contexts and weights; waits for a running call, and closing twice is allowed."""
         if os.getpid() != self._process_id:
             return  # the memory is the parent's, and its locks may be held for ever
+        if self._crew is not None:
+            self._crew.close()  # first and alone: its call may want the lock to save a row
         with self._lock, self._vocab_lock:
             if self._on_cpu is not None:
                 self._on_cpu.close()

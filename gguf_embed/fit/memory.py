@@ -121,7 +121,7 @@ def memory_cost(facts: ModelFacts, layout: Layout) -> MemoryCost:
         kv_bytes=kv_bytes * n_on_host,
         process_bytes=_PROCESS_BYTES + facts.n_vocab * (_TOKEN_BYTES + (_MERGE_BYTES if facts.is_decoder else 0)),
     )
-    return _with_buffers(MemoryCost(devices=devices, host=host), _closed_form(facts, layout, n_on_host))
+    return _with_buffers(MemoryCost(devices=devices, host=host), layout, _closed_form(facts, layout, n_on_host))
 
 
 def _shares(facts: ModelFacts, layout: Layout) -> list[tuple[range, int]]:
@@ -174,12 +174,15 @@ def _closed_form(facts: ModelFacts, layout: Layout, n_on_host: int) -> BufferSiz
     )
 
 
-def _with_buffers(cost: MemoryCost, sizes: BufferSizes, *, is_measured: bool = False) -> MemoryCost:
+def _with_buffers(cost: MemoryCost, layout: Layout, sizes: BufferSizes, *, is_measured: bool = False) -> MemoryCost:
+    """Put in the buffers of all the layout's contexts, given those of one."""
     devices = zip(cost.devices, sizes.compute_bytes, strict=True)
     return MemoryCost(
         devices=tuple(dataclasses.replace(usage, compute_bytes=size) for usage, size in devices),
         host=dataclasses.replace(
-            cost.host, compute_bytes=sizes.host_compute_bytes, output_bytes=sizes.host_output_bytes
+            cost.host,
+            compute_bytes=sizes.host_compute_bytes * layout.n_contexts,
+            output_bytes=sizes.host_output_bytes * layout.n_contexts,
         ),
         is_measured=is_measured,
     )
@@ -206,9 +209,9 @@ class Measurements:
         """Add up what a layout needs: measured, else in closed form plus the most that it was ever short by."""
         cost = memory_cost(facts, layout)
         if sizes := self._points.get((quant, layout)):
-            return _with_buffers(cost, sizes, is_measured=True)
+            return _with_buffers(cost, layout, sizes, is_measured=True)
         short = [
-            _short(_with_buffers(memory_cost(facts, measured), sizes), memory_cost(facts, measured))
+            _short(_with_buffers(memory_cost(facts, measured), measured, sizes), memory_cost(facts, measured))
             for (name, measured), sizes in self._points.items()
             if name == quant and _is_same_but_for_context(measured, layout)
         ]

@@ -48,6 +48,7 @@ class Place:
         host_budget_bytes: bytes of host memory beside them.
         limit_bytes: most that all accelerators together may be filled with; None for their budgets.
         has_tiled_matmul: as the hardware's.
+        n_cores: as the hardware's.
     """
 
     placement: str
@@ -57,6 +58,7 @@ class Place:
     host_budget_bytes: int
     limit_bytes: int | None = None
     has_tiled_matmul: bool = False
+    n_cores: int = 1
 
     @property
     def is_unified(self) -> bool:
@@ -111,7 +113,8 @@ def find_places(hardware: Hardware, limits: Limits, margins: Mapping[str, int] |
         capped = host if limits.memory_bytes is None else min(host, limits.memory_bytes)
         cpu = Place(placement="cpu", accelerators=(), budgets=(capped,), free_bytes=free_host, host_budget_bytes=capped)
         stages.append([cpu])
-    return [[dataclasses.replace(one, has_tiled_matmul=hardware.has_tiled_matmul) for one in stage] for stage in stages]
+    tiled, n_cores = hardware.has_tiled_matmul, hardware.n_cores
+    return [[dataclasses.replace(one, has_tiled_matmul=tiled, n_cores=n_cores) for one in stage] for stage in stages]
 
 
 def _place(placement: str, accelerators: tuple[Accelerator, ...], budgets: Mapping[str, int], host: int) -> Place:

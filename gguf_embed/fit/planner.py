@@ -22,9 +22,9 @@ from gguf_embed.sizes import format_size
 __all__ = ["Candidate", "Limits", "Plan", "Rejection", "grown", "plan"]
 
 # Tokens packed into one decode on a CPU: of an encoder, whose packed texts all attend to each other for nothing, and of
-# what llama.cpp reordered; what it multiplies in tiles gains from more. Source: gguf-embed bench REF --tune, 2 cores with
-# AVX-512, 2026-11-21, 64/128/256/512 tokens: MiniLM F16 454/607/620/610 texts a second; 0.6B shape reordered 341/350/
-# 418/428 tokens a second with documents and 355/386/439/386 with queries, in tiles 455/465/530/534 with documents.
+# what llama.cpp reordered; what it multiplies in tiles gains from more. Source: gguf-embed bench REF --tune, 2 cores
+# with AVX-512, 2026-11-21, 64/128/256/512 tokens: MiniLM F16 454/607/620/610 texts a second; 0.6B shape reordered
+# 341/350/418/428 tokens a second with documents, 355/386/439/386 with queries; in tiles 455/465/530/534 with documents.
 N_BATCH_CPU = 256
 _N_CTX_STEP = 256
 
@@ -175,7 +175,8 @@ def grown(layout: Layout, facts: ModelFacts, n_ctx: int) -> Layout:
     """Return the layout of a context that holds a text of n_ctx tokens; an encoder decodes it all at once."""
     n_ctx = max(layout.n_ctx, whole_blocks(n_ctx))
     n_ubatch = layout.n_ubatch if can_split_texts(facts) else n_ctx
-    return dataclasses.replace(layout, n_ctx=n_ctx, n_ubatch=n_ubatch)
+    n_contexts = layout.n_contexts if n_ctx == layout.n_ctx else 1  # the others are given up when the first one grows
+    return dataclasses.replace(layout, n_ctx=n_ctx, n_ubatch=n_ubatch, n_contexts=n_contexts)
 
 
 def _plan(case: _Case, chosen: Candidate, place: Place, layout: Layout) -> Plan:

@@ -30,6 +30,8 @@ class Layout:
         kv_type: a key of KV_TYPES.
         skips_head: stop before the vocabulary projection (last-token models).
         use_extra_bufts: let llama.cpp reorder weights on the host for other kernels (its --repack).
+        n_contexts: contexts side by side: one with all threads for what comes alone, the others with a share each for
+            many texts (encoders on the CPU).
         load_mode: "mmap", or "none" to read the weights so that they are not held twice beside a repacked copy.
     """
 
@@ -43,6 +45,7 @@ class Layout:
     kv_type: str = "f16"
     skips_head: bool = False
     use_extra_bufts: bool = True
+    n_contexts: int = 1
     load_mode: str = "none"
 
     def __post_init__(self) -> None:
@@ -50,6 +53,8 @@ class Layout:
             raise ValueError(
                 f"1 <= n_seq_max {self.n_seq_max} <= n_ubatch {self.n_ubatch} <= n_ctx {self.n_ctx} does not hold"
             )
+        if self.n_contexts < 1:
+            raise ValueError(f"n_contexts is {self.n_contexts}; it is at least 1")
         if self.kv_type not in KV_TYPES:
             raise ValueError(f"kv_type is {self.kv_type!r}; it is one of {', '.join(KV_TYPES)}")
         if self.load_mode not in LOAD_MODES:

@@ -156,12 +156,12 @@ def cosines(a, b):
 PROMPTS = st.sampled_from(["", PROMPT, "Instruct: another\nQuery:", f"{LONG_HEADER}\nQuery:"])
 HEADS = st.sampled_from(["", HEADER, SECTION, f"{SECTION}### a ", LONG_HEADER, ENDLESS_HEADER])
 TAILS = st.sampled_from(["", *[words(n, seed=n) for n in (1, 2, 5, 12)]])
-SOME_TEXTS = st.lists(st.builds(str.__add__, HEADS, TAILS), min_size=1, max_size=12)
-CALLS = st.lists(st.tuples(PROMPTS, SOME_TEXTS, st.sampled_from([None, None, 1, 3])), min_size=2, max_size=4)
+SOME_TEXTS = st.lists(st.builds(str.__add__, HEADS, TAILS), min_size=1, max_size=8)
+CALLS = st.lists(st.tuples(PROMPTS, SOME_TEXTS, st.sampled_from([None, None, 1, 3])), min_size=2, max_size=3)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
 @given(calls=CALLS, skips_head=st.booleans())
 def test_any_calls_in_turn_give_the_rows_of_each_text_alone(qwen3, right, name, calls, skips_head):
     """Whatever is shared, kept, given up or lost to growth, with the head or without it."""
@@ -187,6 +187,22 @@ def test_shared_beginnings(open_session, right, decodes, head, skips_head):
         rows = embed(session, texts)
         assert run(decodes) < 0.7 * sum(n_tokens_of(session, texts))
         assert cosines(rows, right(texts)).min() >= 0.99999
+
+
+@pytest.mark.parametrize("skips_head", [True, False])
+@pytest.mark.parametrize(("n_ubatch", "n_texts", "n_tokens"), [(64, 1, 236), (64, 2, 140), (256, 6, 40)])
+def test_texts_beside_a_longer_prefix(open_session, skips_head, n_ubatch, n_texts, n_tokens):
+    """Texts that begin as the first part of a kept prefix have their cells, whatever the rest of it takes."""
+    layout = dataclasses.replace(SMALL, n_ubatch=n_ubatch, skips_head=skips_head)
+    session = open_session(layout)
+    header = np.arange(128, dtype=np.int32)
+    session.embed([np.append(header, [n]).astype(np.int32) for n in (5, 6, 7)])
+    assert [len(kept) for kept in session._decoder.prefixes] == [128]
+    tokens = [np.append(header[:10], np.arange(n, n + n_tokens - 10) % 250).astype(np.int32) for n in range(n_texts)]
+    rows = session.embed(tokens)
+    alone = open_session(dataclasses.replace(SMALL, skips_head=False))._decoder
+    expected = np.concatenate([alone.decode([ids]) for ids in tokens])
+    assert cosines(l2_normalize(rows), l2_normalize(expected)).min() >= 0.99999
 
 
 def test_token_lists_share_too(open_session, right, decodes):
