@@ -174,6 +174,17 @@ def test_what_a_cpu_multiplies_in_tiles_stays_as_it_lies(quant, is_tiled):
     assert whole_layout(facts, dataclasses.replace(GPU, has_tiled_matmul=True)) == whole_layout(facts, GPU)
 
 
+def test_an_encoder_on_a_cpu_has_contexts_side_by_side():
+    """One for each thread up to eight, beside the first, and none where there is one thread, a device or a decoder."""
+    cpu = dataclasses.replace(CPU, n_cores=4)
+    assert each(layouts(BERT, cpu, Limits()), "n_contexts") == [(5,), (1,)]
+    assert each(layouts(BERT, dataclasses.replace(CPU, n_cores=64), Limits()), "n_contexts") == [(9,), (1,)]
+    assert each(layouts(BERT, cpu, Limits(n_threads=2)), "n_contexts") == [(3,), (1,)]
+    assert set(each(layouts(BERT, cpu, Limits(n_threads=1)), "n_contexts")) == {(1,)}
+    for facts, place in ((QWEN, cpu), (BERT, dataclasses.replace(GPU, n_cores=4))):
+        assert set(each(layouts(facts, place, Limits()), "n_contexts")) == {(1,)}
+
+
 def test_whole_is_every_layer_and_the_output():
     """n_layer + 1 on a device, none on the CPU, and no more tokens or texts than the context holds."""
     assert whole_layout(QWEN, GPU) == Layout(n_gpu_layers=37, devices=("CUDA0",), skips_head=True, load_mode="mmap")

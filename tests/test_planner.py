@@ -327,7 +327,7 @@ def test_a_margin_leaves_so_much_more_alone(case, margin_mib, data):
 def measured_as_planned(found, measurements):
     """Measurements of a plan's first and longest context that say what the closed form says."""
     for layout in (found.layout, grown(found.layout, found.facts, found.n_ctx_max)):
-        cost = memory_cost(found.facts, layout)
+        cost = memory_cost(found.facts, dataclasses.replace(layout, n_contexts=1))  # llama.cpp is asked of one
         sizes = BufferSizes(
             compute_bytes=tuple(usage.compute_bytes for usage in cost.devices),
             host_compute_bytes=cost.host.compute_bytes,

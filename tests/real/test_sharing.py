@@ -205,6 +205,14 @@ def test_texts_beside_a_longer_prefix(open_session, skips_head, n_ubatch, n_text
     assert cosines(l2_normalize(rows), l2_normalize(expected)).min() >= 0.99999
 
 
+def test_a_full_decode_beside_a_prefix(open_session, right):
+    """Where a decode may take all cells, a batch takes those that its prefix leaves."""
+    session = open_session(dataclasses.replace(SMALL, n_ubatch=256))
+    texts = [LONG_HEADER + words(12, seed=n) for n in range(8)]
+    for _ in range(2):
+        assert cosines(embed(session, texts), right(texts)).min() >= 0.99999
+
+
 def test_token_lists_share_too(open_session, right, decodes):
     """What takes ids groups them as what takes texts."""
     session = open_session()
@@ -314,7 +322,7 @@ def test_sliding_windows_see_what_they_should(open_session, windowed):
 
 SAME_CALLS = {
     "one query with a prompt": (["the capital"], PROMPT),
-    "one text, no prompt": (["the capital"], ""),
+    "one text, no prompt": ([words(20)], ""),
     "a prompt": ([words(n % 9, seed=n) for n in range(40)], PROMPT),
     "a header": ([SECTION + words(n % 9, seed=n) for n in range(40)], ""),
     "nothing in common": ([words(n % 9, seed=n) for n in range(40)], ""),
@@ -431,15 +439,40 @@ def test_queries_as_whole_strings_get_there_too(open_session, right, decodes, la
     assert max(computed[-3:]) < 0.7
 
 
-def test_an_unrelated_query_between_them_changes_nothing(open_session, decodes):
-    """A kept prefix is still there after texts that do not begin with it."""
+@pytest.mark.parametrize("prompt", ["", PROMPT])
+def test_unrelated_queries_between_them_change_nothing(open_session, decodes, prompt):
+    """A kept prefix is still there, and used, after more texts that do not begin with it than are remembered."""
     session = open_session()
-    embed(session, ["the"], PROMPT)
+    embed(session, [SECTION + tail for tail in ("x", "1", "=")], prompt)
+    [kept] = session._decoder.prefixes
     for n in range(20):
         embed(session, [words(9, seed=n)])
     decodes.clear()
-    embed(session, ["the"], PROMPT)
-    assert run(decodes) == n_tokens_of(session, ["the"], PROMPT)[0] - n_prompt_of(session, PROMPT)
+    embed(session, [SECTION + "the"], prompt)
+    assert run(decodes) <= n_tokens_of(session, [SECTION + "the"], prompt)[0] - len(kept) + 1
+
+
+@pytest.mark.parametrize("between", [["of"] * 20, ["of", words(5)] * 10])
+def test_a_text_again_and_again_is_remembered_once(open_session, decodes, between):
+    """It does not push out what other texts had in common."""
+    session = open_session(USUAL)
+    for n in range(5):
+        embed(session, [f"{PROMPT}{n} the"])
+    for text in between:
+        embed(session, [text])
+    decodes.clear()
+    embed(session, [f"{PROMPT}5 the"])
+    assert [first for _, first, _ in decodes] == [n_prompt_of(session, PROMPT)]
+
+
+def test_what_is_remembered_is_bounded(open_session):
+    """However many prompts and texts there were, and a prefix does not hold the text that it was cut from."""
+    session = open_session()
+    for n in range(40):
+        embed(session, [f"{n} of a thing", f"{n} of a capital"], f"{n} {PROMPT}")
+    sharing = session._sharing
+    assert max(len(sharing._seen), len(sharing._prompts)) <= 16
+    assert all(ids.base is None for ids in [*sharing._seen, *session._decoder.prefixes])
 
 
 # What is kept
@@ -571,6 +604,17 @@ def test_failures_come_at_every_decode(open_session, decodes):
     embed(session, MIXED)
     assert len(decodes) >= 9
     assert len([one for one in decodes if one[2] > 1]) >= 3
+
+
+def test_failures_cost_no_sequences(open_session, decodes):
+    """After any number of them as many prefixes are kept as before."""
+    session = open_session(USUAL)
+    for n in range(20):
+        embed(session, ["the"], OTHER_PROMPTS[n % 3])
+        session._decoder.wipe()
+    for prompt in OTHER_PROMPTS[:8]:
+        embed(session, ["the"], prompt)
+    assert [is_computed(session, prompt, decodes) for prompt in OTHER_PROMPTS[:8]] == [False] * 8
 
 
 @pytest.mark.parametrize("is_after", [False, True])
