@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -69,3 +70,13 @@ def _loopback_only(connect: Any) -> Any:
         return connect(self, address)
 
     return guarded
+
+
+@pytest.fixture(autouse=True)
+def package_log():
+    """The package's log goes where it went before, whatever a command line did to it."""
+    package = logging.getLogger("gguf_embed")
+    before = (package.handlers[:], package.propagate, package.level)
+    yield
+    package.handlers[:], package.propagate = before[:2]
+    package.setLevel(before[2])

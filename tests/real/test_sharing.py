@@ -456,13 +456,14 @@ def test_unrelated_queries_between_them_change_nothing(open_session, decodes, pr
 def test_a_text_again_and_again_is_remembered_once(open_session, decodes, between):
     """It does not push out what other texts had in common."""
     session = open_session(USUAL)
-    for n in range(5):
+    for n in range(4):
         embed(session, [f"{PROMPT}{n} the"])
+    assert not session._decoder.prefixes
     for text in between:
         embed(session, [text])
     decodes.clear()
-    embed(session, [f"{PROMPT}5 the"])
-    assert [first for _, first, _ in decodes] == [n_prompt_of(session, PROMPT)]
+    embed(session, [f"{PROMPT}4 the"])
+    assert [first for _, first, _ in decodes] == [0, n_prompt_of(session, PROMPT)]
 
 
 def test_what_is_remembered_is_bounded(open_session):
@@ -656,6 +657,34 @@ def test_rows_that_are_not_finite(open_session, right, decodes, monkeypatch, cap
     assert texts.index(texts[number]) == number
     assert cosines(embed(session, texts, PROMPT), right(texts, PROMPT)).min() >= 0.99999
     assert not is_computed(session, PROMPT, decodes)
+
+
+@pytest.fixture(scope="module")
+def poisoned(tmp_path_factory):
+    """A synthetic Qwen3 of which the letter z is not a number."""
+
+    def tensors(*arguments, **options):
+        for name, tensor in plain(*arguments, **options):
+            if name == "token_embd.weight":
+                tensor[synthetic.bpe_vocabulary().index("z")] = np.nan
+            yield name, tensor
+
+    plain = synthetic.qwen3_tensors
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(synthetic, "qwen3_tensors", tensors)
+        return synthetic.write_qwen3(tmp_path_factory.mktemp("poisoned") / "poisoned-qwen3-F32.gguf")
+
+
+@pytest.mark.parametrize("skips_head", [True, False])
+@pytest.mark.parametrize("layout", ["small", "usual"])
+def test_cells_that_are_not_finite(open_session, poisoned, right, layout, skips_head):
+    """Neither a text nor a prefix that is not a number in the cache reaches the texts that come after it."""
+    session = open_session(dataclasses.replace(LAYOUTS[layout], skips_head=skips_head), path=poisoned)
+    for head in ("", SECTION):
+        for texts in ([head + "z" * 40, *MIXED], [f"{SECTION}z{words(n, seed=n)}" for n in range(5)]):
+            with pytest.raises(NonFiniteEmbeddingError):
+                embed(session, texts)
+            assert cosines(embed(session, [head, *MIXED]), right([head, *MIXED])).min() >= 0.99999
 
 
 # Errors name the caller's text
