@@ -29,7 +29,7 @@ _N_UBATCH_DEFAULT = 512
 _N_SLOTS, _N_CTX = 16, 8192
 _N_CTX_STEP = 256
 
-_START_S, _POLL_S = 600.0, 0.05
+_START_S, _POLL_S, _DYING_S = 600.0, 0.05, 1.0
 _MAX_REFUSAL, _MAX_LOG_BYTES = 300, 64 << 10  # 64 KiB
 _BATCH_SIZE = 32  # sentence-transformers' default, said aloud
 
@@ -176,7 +176,9 @@ class LlamaServer:
 
     def _why(self, what: str) -> str:
         """Say what went wrong, or that it ended, and its last words; ends it, for they share the log's position."""
-        code = self._process.poll()
+        code: int | None = None
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a connection breaks a moment before its process ends
+            code = self._process.wait(_DYING_S)
         self._process.kill()
         self._process.wait()
         self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - _MAX_LOG_BYTES))
