@@ -52,22 +52,18 @@ class Decoder:
 
     def _open(self, layout: Layout) -> None:
         self._context = Context(self._model, layout, pooling_type=self._pooling_type, n_threads=self._n_threads)
-        self._kept = KeptPrefixes(self._context)
+        # Half of the first context's cells, also when it has grown: the same call is to take the same way again.
+        self._kept = KeptPrefixes(self._context, n_tokens_max=self._layout.n_ctx // 2)
 
     @property
     def n_prefix_max(self) -> int:
         """Longest prefix that texts may share, 0 where they may not."""
         return self._kept.n_tokens_max if self.is_splittable and self._opened().can_share else 0
 
-    @property
-    def prefixes(self) -> list[Tokens]:
-        """What is computed already."""
-        return self._kept.prefixes
-
     def room_for(self, n_prefix: int) -> int:
         """Tokens that fit in one decode beside a prefix."""
         context = self._opened()
-        return min(context.n_ubatch, context.n_ctx - n_prefix)
+        return min(context.n_ubatch, self._layout.n_ctx - n_prefix)
 
     def decode(self, texts: Sequence[Tokens], *, n_prefix: int = 0) -> Float32Matrix:
         """Run one batch.

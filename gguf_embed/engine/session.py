@@ -1,6 +1,6 @@
-"""One loaded model: its contexts, its tokenizer, and every guard between a text and a row.
+"""One loaded model: its contexts, its tokenizer, and every guard between a text and a row. Rows in the caller's order.
 
-Token ids in, raw rows in the caller's order out. It must not know model names, the hub, prompts or HTTP.
+It must not know model names, the hub, prompts or HTTP.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +42,7 @@ __all__ = ["Session", "SessionSettings", "Tokens"]
 logger = logging.getLogger(__name__)
 
 Float32Matrix = NDArray[np.float32]
+T = TypeVar("T")
 OnBatch = Callable[[int, int], None]  # texts and tokens of the batch that was just decoded
 Finish = Callable[[Float32Matrix], Float32Matrix]  # (n, n_embd) as the model gave them to (n, dim) as they are wanted
 
@@ -103,7 +105,6 @@ class Session:
         self._decoder: Decoder | None = None
         self._crew: Crew | None = None
         self._on_cpu: Session | None = None
-        self._sharing = Sharing(partial(self.tokenize, truncate="end"))
         overrides = dict(OVERRIDES)
         if settings.add_eos is not None:
             overrides["tokenizer.ggml.add_eos_token"] = settings.add_eos
@@ -123,6 +124,7 @@ class Session:
         self.n_embd = model.n_embd
         self.max_tokens = min(self.settings.n_ctx_max, model.n_ctx_train)
         self._tokenizer = Tokenizer(model, max_tokens=self.max_tokens)
+        self._sharing = Sharing(_locked(self._vocab_lock, partial(self._tokenizer.tokenize, truncate="end")))
         if self.settings.pooling_type == "last" and not len(self._tokenizer.closing):
             raise UnsupportedModelError(
                 f"{self.settings.path.name} pools the last token, but its tokenizer adds no EOS "
@@ -133,14 +135,14 @@ class Session:
         if self.layout.skips_head:
             self._begin_without_head(model)
         else:
-            self._decoder = self._new_decoder(model, self.layout)
+            self._decoder = _decoder_of(self.settings, model, self.layout)
         if n_side := self.layout.n_contexts - 1:
             n_threads = max(1, self.settings.n_threads // n_side)
-            self._crew = Crew(partial(self._new_decoder, model, self.layout, n_threads=n_threads), n_side)
+            self._crew = Crew(partial(_decoder_of, self.settings, model, self.layout, n_threads=n_threads), n_side)
 
     def _begin_without_head(self, model: Model) -> None:
         """Open the context that skips the head, and the ordinary one instead where the two do not agree."""
-        decoder, reason = open_both_ways(model, self.layout, partial(self._new_decoder, model))
+        decoder, reason = open_both_ways(model, self.layout, partial(_decoder_of, self.settings, model))
         self._decoder = decoder
         if not reason:
             return
@@ -153,16 +155,7 @@ class Session:
         logger.warning("%s: its head cannot be skipped: %s; embedding is slower", self.settings.path.name, reason)
         self.layout = dataclasses.replace(self.layout, skips_head=False)
         decoder.close()
-        self._decoder = self._new_decoder(model, self.layout)
-
-    def _new_decoder(self, model: Model, layout: Layout, *, n_threads: int | None = None) -> Decoder:
-        return Decoder(
-            model,
-            layout,
-            pooling_type=self.settings.pooling_type,
-            n_ctx_max=self.settings.n_ctx_max,
-            n_threads=n_threads or self.settings.n_threads,
-        )
+        self._decoder = _decoder_of(self.settings, model, self.layout)
 
     def tokenize(
         self, texts: Sequence[str], *, truncate: str = "error", prefix: str = "", names: Sequence[int] | None = None
@@ -242,12 +235,9 @@ class Session:
 
         Raises:
             ValueError: a list is empty or longer than max_tokens.
-            DecodeError: llama.cpp failed, or an id is not of its vocabulary.
-            NonFiniteEmbeddingError: one text has no finite row, on the CPU neither.
-            ClosedError: after close().
+            GGUFEmbedError: llama.cpp failed, one text has no finite row, or after close().
         """
-        rows = np.empty((len(tokens), self.n_embd), dtype=np.float32)
-        positions = np.arange(len(tokens), dtype=np.intp)
+        rows, positions = np.empty((len(tokens), self.n_embd), dtype=np.float32), np.arange(len(tokens), dtype=np.intp)
         self._embed(tokens, rows, positions, finish=_as_they_are, batch_size=batch_size, on_batch=on_batch)
         return rows
 
@@ -362,6 +352,21 @@ class Session:
             if self._model is not None:
                 self._model.close()
             self._on_cpu = self._decoder = self._model = None
+
+
+def _decoder_of(settings: SessionSettings, model: Model, layout: Layout, *, n_threads: int | None = None) -> Decoder:
+    n_threads = n_threads or settings.n_threads
+    return Decoder(model, layout, pooling_type=settings.pooling_type, n_ctx_max=settings.n_ctx_max, n_threads=n_threads)
+
+
+def _locked(lock: threading.Lock, function: Callable[..., T]) -> Callable[..., T]:
+    """Call a function under a lock; without the session, which would hold itself alive."""
+
+    def call(*arguments: Any, **options: Any) -> T:
+        with lock:
+            return function(*arguments, **options)
+
+    return call
 
 
 def _is_sound(rows: Float32Matrix) -> NDArray[np.bool_]:

@@ -34,10 +34,10 @@ class Sharing:
         self._prompts: dict[str, Tokens] = {}
 
     def groups(self, tokens: Sequence[Tokens], decoder: Decoder, *, prompt: str, n_batch: int) -> list[Group]:
-        """Group texts by prompt, by each other's beginnings, by prefixes in the cache, and by what earlier texts had.
+        """Group texts by prompt, by each other's beginnings, and by what earlier texts had.
 
-        Texts that were seen before as they are do not count as earlier ones, so that the same call made again takes
-        the same way and gives the same bits.
+        What is in the cache does not count, nor do texts that were seen before as they are, so that the same call made
+        again takes the same way.
 
         Args:
             tokens: of the texts.
@@ -56,7 +56,7 @@ class Sharing:
         groups = group_by_prefix(
             tokens,
             seen=[ids for ids in self._seen if ids.tobytes() not in same],
-            kept=[*decoder.prefixes, *self._prompt_tokens(prompt)],
+            kept=self._prompt_tokens(prompt),
             n_prefix_max=n_prefix_max,
             n_tokens_decode=n_batch // _DECODE_COST,
         )
