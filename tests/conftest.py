@@ -74,9 +74,7 @@ def _loopback_only(connect: Any) -> Any:
 
 @pytest.fixture(autouse=True)
 def package_log():
-    """The package's log goes where it went before, whatever a command line did to it."""
+    """The package's log goes where a library's goes, whatever a command line did to it before."""
     package = logging.getLogger("gguf_embed")
-    before = (package.handlers[:], package.propagate, package.level)
-    yield
-    package.handlers[:], package.propagate = before[:2]
-    package.setLevel(before[2])
+    package.handlers[:], package.propagate = [], True
+    package.setLevel(logging.NOTSET)
