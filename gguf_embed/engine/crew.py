@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import numpy as np
@@ -38,39 +38,19 @@ class Crew:
         self._lock = threading.Lock()  # one call's batches at a time
         self._decoders: list[Decoder] = []
 
-    def can_take(self, batches: Sequence[Sequence[Tokens]]) -> bool:
-        """Whether these are enough for all, and none is too large for them; opens the decoders.
+    def decode(self, batches: Sequence[Sequence[Tokens]]) -> list[Float32Matrix] | None:
+        """Run batches, a decoder each at a time; the decoders are opened when there is first work for all.
 
-        Where memory for them is refused there is no crew from then on.
-        """
-        if self._n_decoders < 2 or len(batches) < self._n_decoders:
-            return False
-        with self._lock:
-            try:
-                while len(self._decoders) < self._n_decoders:
-                    self._decoders.append(self._open_decoder())
-            except BackendError as error:
-                logger.warning("batches are decoded one after the other, which is slower: %s", error)
-                self._n_decoders = 0
-                self._close()
-                return False
-            if all(sum(map(len, batch)) <= self._decoders[0].room_for(0) for batch in batches):
-                return True
-            # A longer text makes the first context grow, and the plan has no room for that and for these.
-            self._n_decoders = 0
-            self._close()
-            return False
-
-    def decode(self, batches: Sequence[Sequence[Tokens]]) -> Generator[tuple[int, Float32Matrix]]:
-        """Run batches, a decoder each at a time.
-
-        Yields:
-            A batch's position and its rows, in the order in which they are ready.
+        Returns:
+            The rows of each batch; None where these are too few batches, or there is no crew (any more): memory for it
+            was refused, a text was too long, or it was closed.
 
         Raises:
             DecodeError: one failed; the others are not begun any more.
         """
-        with self._lock, ThreadPoolExecutor(self._n_decoders, thread_name_prefix="gguf-embed-decode") as pool:
+        with self._lock:
+            if not self._can_take(batches):
+                return None
             free: queue.SimpleQueue[Decoder] = queue.SimpleQueue()
             for decoder in self._decoders:
                 free.put(decoder)
@@ -82,19 +62,36 @@ class Crew:
                 finally:
                     free.put(decoder)
 
-            futures = {pool.submit(decode, batch): position for position, batch in enumerate(batches)}
-            try:
-                for future in as_completed(futures):
-                    yield futures[future], future.result()
-            finally:
-                pool.shutdown(cancel_futures=True)
+            with ThreadPoolExecutor(self._n_decoders, thread_name_prefix="gguf-embed-decode") as pool:
+                futures = [pool.submit(decode, batch) for batch in batches]
+                try:
+                    for future in as_completed(futures):
+                        future.result()
+                finally:
+                    pool.shutdown(cancel_futures=True)
+            return [future.result() for future in futures]
+
+    def _can_take(self, batches: Sequence[Sequence[Tokens]]) -> bool:
+        if self._n_decoders < 2 or len(batches) < self._n_decoders:
+            return False
+        try:
+            while len(self._decoders) < self._n_decoders:
+                self._decoders.append(self._open_decoder())
+        except BackendError as error:
+            logger.warning("batches are decoded one after the other, which is slower: %s", error)
+            self._close()
+            return False
+        if all(sum(map(len, batch)) <= self._decoders[0].room_for(0) for batch in batches):
+            return True
+        self._close()  # a longer text makes the first context grow, and the plan has no room for that and for these
+        return False
 
     def _close(self) -> None:
+        self._n_decoders = 0
         while self._decoders:
             self._decoders.pop().close()
 
     def close(self) -> None:
         """Free the contexts; waits for a running call, and closing twice is allowed."""
         with self._lock:
-            self._n_decoders = 0
             self._close()

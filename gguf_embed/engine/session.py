@@ -5,7 +5,6 @@ It must not know model names, the hub, prompts or HTTP.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import os
@@ -277,12 +276,12 @@ class Session:
     ) -> Iterator[tuple[list[int], Float32Matrix]]:
         """Decode batches side by side where that can be, else one after the other; yield each with its rows."""
         texts = [[tokens[member] for member in members] for members in batches]
-        if self._crew is not None and self._crew.can_take(texts):
-            with contextlib.closing(self._crew.decode(texts)) as found:
-                for index, rows in found:
-                    with self._lock:
-                        sound = self._guarded(rows, texts[index], positions[batches[index]])
-                    yield batches[index], sound
+        found = self._crew.decode(texts) if self._crew is not None else None
+        if found is not None:
+            for members, batch, rows in zip(batches, texts, found, strict=True):
+                with self._lock:
+                    sound = self._guarded(rows, batch, positions[members])
+                yield members, sound
             return
         for members, batch in zip(batches, texts, strict=True):
             with self._lock:

@@ -30,14 +30,14 @@ class Sharing:
 
     def __init__(self, tokenize: Callable[..., tuple[list[Tokens], list[int]]]) -> None:
         self._tokenize = tokenize
-        self._seen: collections.deque[Tokens] = collections.deque(maxlen=_N_SEEN)
+        self._seen: collections.deque[tuple[bytes, Tokens]] = collections.deque(maxlen=_N_SEEN)  # whole, and beginning
         self._prompts: dict[str, Tokens] = {}
 
     def groups(self, tokens: Sequence[Tokens], decoder: Decoder, *, prompt: str, n_batch: int) -> list[Group]:
         """Group texts by prompt, by each other's beginnings, and by what earlier texts had.
 
         What is in the cache does not count, nor do texts that were seen before as they are, so that the same call made
-        again takes the same way.
+        again takes the same way, as long as it is of one window.
 
         Args:
             tokens: of the texts.
@@ -51,17 +51,17 @@ class Sharing:
         n_prefix_max = decoder.n_prefix_max
         if not n_prefix_max or not tokens:
             return [Group(n_prefix=0, members=tuple(range(len(tokens))))] if tokens else []
-        beginnings = [ids[:n_prefix_max] for ids in tokens]
-        same = {ids.tobytes() for ids in beginnings}
+        same = {ids.tobytes() for ids in tokens}
         groups = group_by_prefix(
             tokens,
-            seen=[ids for ids in self._seen if ids.tobytes() not in same],
+            seen=[beginning for whole, beginning in self._seen if whole not in same],
             kept=self._prompt_tokens(prompt),
             n_prefix_max=n_prefix_max,
             n_tokens_decode=n_batch // _DECODE_COST,
         )
-        known = {ids.tobytes() for ids in self._seen}
-        self._seen.extend(ids.copy() for ids in beginnings[:_N_SEEN_CALL] if ids.tobytes() not in known)
+        known = {whole for whole, _ in self._seen}
+        few = [(ids.tobytes(), ids[:n_prefix_max].copy()) for ids in tokens[:_N_SEEN_CALL]]
+        self._seen.extend((whole, beginning) for whole, beginning in few if whole not in known)
         return groups
 
     def _prompt_tokens(self, prompt: str) -> list[Tokens]:

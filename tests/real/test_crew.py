@@ -124,17 +124,32 @@ def test_a_row_that_is_not_finite_is_computed_again(open_session, monkeypatch, c
     real, spoilt = crew.Crew.decode, []
 
     def spoiling(self, batches):
-        for index, rows in real(self, batches):
-            if not spoilt:
-                spoilt.append(index)
-                rows[0] = np.nan
-            yield index, rows
+        found = real(self, batches)
+        spoilt.append(found[0])
+        found[0][0] = np.nan
+        return found
 
     monkeypatch.setattr(crew.Crew, "decode", spoiling)
     rows = rows_of(session)
     assert np.isfinite(rows).all()
     assert np.abs(rows - expected).max() < 1e-3
     assert "alone it is right" in caplog.text
+
+
+def test_a_callback_may_close_or_embed(open_session):
+    """on_batch is called while nothing is held: another call goes through, and close() ends this one."""
+    session = open_session()
+    expected, again = rows_of(session), []
+
+    def nested(*_):
+        if not again:
+            again.append(rows_of(session))
+
+    rows_of(session, on_batch=nested)
+    assert np.array_equal(again[0], expected)
+    assert np.isfinite(rows_of(session, on_batch=lambda *_: session.close())).all()
+    with pytest.raises(ClosedError):
+        rows_of(session)
 
 
 def test_calls_from_many_threads_and_close(open_session):

@@ -338,7 +338,7 @@ SAME_CALLS = {
 def test_the_same_call_again_gives_the_same_bits(open_session, call, name):
     """Though its prefixes are kept by then, and the context has grown.
 
-    Where decodes are of odd sizes, kernels see the cells in other places and round otherwise.
+    Where several prefixes are kept by then, attention may sum the cells in another order.
     """
     session, (texts, prompt) = open_session(LAYOUTS[name]), SAME_CALLS[call]
     rows = embed(session, texts, prompt)
@@ -438,7 +438,9 @@ def test_what_is_remembered_is_bounded(open_session):
         embed(session, [f"{n} of a thing", f"{n} of a capital"], f"{n} {PROMPT}")
     sharing = session._sharing
     assert max(len(sharing._seen), len(sharing._prompts)) <= 16
-    assert all(ids.base is None for ids in [*sharing._seen, *list(session._decoder._kept._kept.values())])
+    assert all(
+        ids.base is None for ids in [*(ids for _, ids in sharing._seen), *list(session._decoder._kept._kept.values())]
+    )
 
 
 # What is kept
