@@ -23,6 +23,9 @@ _KV_BYTES = {"f16": (2, 1), "q8_0": (34, 32)}
 # Source: resident memory of a process that loads llama.cpp's ggml-vocab-qwen2 and -bert-bge, Linux, 2026-11-21.
 _PROCESS_BYTES = 45 << 20  # 45 MiB
 _TOKEN_BYTES, _MERGE_BYTES = 210, 120
+# Each further context: its graph's nodes and its thread's work buffers, which llama.cpp does not count as buffers.
+# Source: peak of 2,000 sentences with all-MiniLM-L6-v2, one context against three, less their buffers, 2026-11-21.
+_CONTEXT_BYTES = 12 << 20  # 12 MiB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +122,9 @@ def memory_cost(facts: ModelFacts, layout: Layout) -> MemoryCost:
         + sum(facts.layer_sizes[:n_on_host])
         + (0 if facts.is_tied or any(output for _, output in shares) else facts.output_bytes),
         kv_bytes=kv_bytes * n_on_host,
-        process_bytes=_PROCESS_BYTES + facts.n_vocab * (_TOKEN_BYTES + (_MERGE_BYTES if facts.is_decoder else 0)),
+        process_bytes=_PROCESS_BYTES
+        + facts.n_vocab * (_TOKEN_BYTES + (_MERGE_BYTES if facts.is_decoder else 0))
+        + _CONTEXT_BYTES * (layout.n_contexts - 1),
     )
     return _with_buffers(MemoryCost(devices=devices, host=host), layout, _closed_form(facts, layout, n_on_host))
 
