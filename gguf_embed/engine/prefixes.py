@@ -59,7 +59,7 @@ def group_by_prefix(
     Args:
         texts: token lists, each at least one token long; its last token is never part of a prefix.
         seen: earlier texts; what they share with these is likely to come again.
-        kept: prefixes that need not be computed any more.
+        kept: prefixes that cost nothing here, since they are wanted by later calls too: a prompt's.
         n_prefix_max: longest prefix.
         n_tokens_decode: what one more decode costs, in tokens.
 

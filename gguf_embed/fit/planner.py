@@ -22,9 +22,10 @@ from gguf_embed.sizes import format_size
 __all__ = ["Candidate", "Limits", "Plan", "Rejection", "grown", "plan"]
 
 # Tokens packed into one decode on a CPU: of an encoder, whose packed texts all attend to each other for nothing, and of
-# what llama.cpp reordered; what it multiplies in tiles gains from more. Source: gguf-embed bench REF --tune, 2 cores
-# with AVX-512, 2026-11-21, 64/128/256/512 tokens: MiniLM F16 454/607/620/610 texts a second; 0.6B shape reordered
-# 341/350/418/428 tokens a second with documents, 355/386/439/386 with queries; in tiles 455/465/530/534 with documents.
+# what llama.cpp reordered; what it multiplies in tiles gains from more. Source: sessions of each size in turn, 2 cores
+# with AVX-512, 2026-11-21 (gguf-embed bench REF --tune does as much), 64/128/256/512 tokens: MiniLM F16 454/607/620/610
+# texts a second; 0.6B shape reordered 341/350/418/428 tokens a second with documents, 355/386/439/386 with queries; in
+# tiles 455/465/530/534 with documents.
 N_BATCH_CPU = 256
 _N_CTX_STEP = 256
 

@@ -18,8 +18,9 @@ QUALITY_LADDER = (
     "F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_0", "Q4_K_M", "Q4_K_S", "IQ4_XS", "Q4_0", "Q3_K_M",
     "Q3_K_S", "Q2_K",
 )  # fmt: skip
-# Fastest first on a CPU; on a GPU they differ little. Source: scripts/bench-quants --rounds 3, 2 cores with AVX-512,
-# 2026-11-21, in tokens a second: 513, 450, 442, 431, 401, 362, 351, 330, 244.
+# Fastest first on a CPU that reorders weights; on a GPU they differ little, and where K-quants are taken in tiles the
+# order is not measured. Source: scripts/bench-quants, "reordered", 2 cores with AVX-512, 2026-11-21, in tokens a
+# second: 513, 450, 442, 431, 401, 362, 351, 330, 244.
 _SPEED_LADDER = ("IQ4_XS", "Q5_K_M", "Q6_K", "Q3_K_M", "Q4_0", "Q4_K_M", "Q4_K_S", "F16", "Q8_0")
 # What llama.cpp quantizes without loss that matters beside the target's own, smallest download first.
 MAKEABLE_FROM = ("Q8_0", "F16", "BF16", "F32")
