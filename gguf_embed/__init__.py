@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         UnknownModelError,
         UnknownQuantError,
         UnsupportedModelError,
+        WorkerCrashedError,
     )
     from gguf_embed.fit.planner import Limits, Plan
     from gguf_embed.vectors import similarity, similarity_pairwise, truncate_dim
@@ -88,6 +89,7 @@ __all__ = [
     "UnknownModelError",
     "UnknownQuantError",
     "UnsupportedModelError",
+    "WorkerCrashedError",
     "__version__",
     "similarity",
     "similarity_pairwise",

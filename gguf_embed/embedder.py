@@ -10,7 +10,6 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack, overload
@@ -20,14 +19,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from gguf_embed import vectors
 from gguf_embed.config import load_config
-from gguf_embed.encoding import EmbedReport, EncodeKeywords, EncodeOptions, QueryKeywords, as_list, check_dim, finish
+from gguf_embed.encoding import EmbedReport, EncodeKeywords, EncodeOptions, QueryKeywords, as_list, check_dim, prepare
 from gguf_embed.engine.session import Session
+from gguf_embed.engine.worker import Worker
 from gguf_embed.errors import ClosedError
 from gguf_embed.fit.planner import Limits, Plan
-from gguf_embed.loading import load_session
 from gguf_embed.models.catalog import Catalog
-from gguf_embed.models.specs import Matryoshka
-from gguf_embed.prompts import PromptSet, resolve_prompt
+from gguf_embed.opening import Opened, Wish, open_session, open_worker
+from gguf_embed.prompts import PromptSet
 from gguf_embed.selection import Overrides, Selection, fingerprint, select
 
 __all__ = ["Embedder"]
@@ -53,6 +52,8 @@ class Embedder:
         truncate_dim: components to keep of every vector (MRL).
         pooling_type: "last", "mean" or "cls", for a file whose header does not say.
         add_eos: end texts with EOS, for a file whose header does not say.
+        isolation: None to run in this process; "process" for a child, whose crash fails the calls that it was at
+            (WorkerCrashedError) and leaves this process alone.
 
     Raises:
         UnknownModelError: nothing answers to `model`.
@@ -71,7 +72,11 @@ class Embedder:
         truncate_dim: int | None = None,
         pooling_type: str | None = None,
         add_eos: bool | None = None,
+        isolation: str | None = None,
     ) -> None:
+        if isolation not in (None, "process"):
+            raise ValueError(f"isolation is {isolation!r}; it is None or 'process'")
+        self._isolation = isolation
         config = load_config()
         self._catalog = Catalog(config)
         self._text = config.model if model is None else os.fspath(model)
@@ -82,10 +87,11 @@ class Embedder:
         self._spec = self._catalog.parse(self._text).spec
         self._truncate_dim = truncate_dim
         if truncate_dim is not None and self._spec is not None:
-            check_dim(truncate_dim, self._spec.n_embd, model=self._model_name, matryoshka=self._matryoshka)
+            check_dim(truncate_dim, self._spec.n_embd, model=self._spec.model_id, matryoshka=self._spec.matryoshka)
         self._lock = threading.RLock()
         self._selection: Selection | None = None
-        self._session: Session | None = None
+        self._opened: Opened | None = None
+        self._session: Session | Worker | None = None
         self._is_closed = self._has_warned = False
 
     @property
@@ -109,14 +115,6 @@ class Embedder:
         return self._spec.prompts if self._spec is not None else PromptSet()
 
     @property
-    def _matryoshka(self) -> Matryoshka | None:
-        return self._spec.matryoshka if self._spec is not None else None
-
-    @property
-    def _model_name(self) -> str | None:
-        return self._spec.model_id if self._spec is not None else None
-
-    @property
     def dim(self) -> int:
         """Components of the vectors that `encode` returns."""
         return self._truncate_dim or self.n_embd
@@ -124,12 +122,12 @@ class Embedder:
     @property
     def n_embd(self) -> int:
         """Components of the model's full vectors."""
-        return self._spec.n_embd if self._spec is not None else self._loaded().n_embd
+        return self._spec.n_embd if self._spec is not None else self._loaded()[1].n_embd
 
     @property
     def max_seq_length(self) -> int:
         """Longest text in tokens, special ones included."""
-        return self._loaded().max_tokens
+        return self._loaded()[1].max_tokens
 
     def get_embedding_dimension(self) -> int:
         """Return `dim`; sentence-transformers' name for it."""
@@ -158,23 +156,25 @@ class Embedder:
         Raises:
             GGUFEmbedError: whatever stands in the way, each with its own class.
         """
+        return self._loaded(on_progress)[1].path
+
+    def _loaded(self, on_progress: OnProgress | None = None) -> tuple[Session | Worker, Opened]:
         with self._lock:
             if self._is_closed:
                 raise ClosedError(f"the Embedder of {self._text!r} was closed; make a new one")
-            if self._session is None:
-                chosen = self._select()
-                path = self._catalog.fetch(chosen.resolved, chosen.source, on_progress=on_progress)
-                self._selection, self._session = load_session(
-                    self._catalog, chosen, path, limits=self._limits, overrides=self._overrides
-                )
-            return self._session.settings.path
-
-    def _loaded(self) -> Session:
-        with self._lock:
-            self.load()
-            if self._session is None:
-                raise ClosedError(f"the Embedder of {self._text!r} was closed; make a new one")
-            return self._session
+            if self._session is None or self._opened is None:
+                wish = Wish(
+                    config=self._catalog.config, text=self._text, prefer=self._prefer, limits=self._limits,
+                    overrides=self._overrides,
+                )  # fmt: skip
+                if self._isolation == "process":
+                    self._session, self._opened = open_worker(wish, on_progress)
+                else:
+                    self._session, self._opened = open_session(
+                        wish, on_progress, catalog=self._catalog, selection=self._select()
+                    )
+                self._selection = self._opened.selection
+            return self._session, self._opened
 
     def _select(self) -> Selection:
         with self._lock:
@@ -316,28 +316,24 @@ class Embedder:
         options = options or EncodeOptions()
         texts = as_list(inputs)
         options.check_n_texts(len(texts))
-        prefix = resolve_prompt(self.prompts, prompt_name=options.prompt_name, prompt=options.prompt, task=options.task)
+        how = prepare(options, self._spec, lambda: self.n_embd, truncate_dim=self._truncate_dim)
         self._warn_of_missing_prompt(options)
-        dim = self._truncate_dim if options.truncate_dim is None else options.truncate_dim
-        if dim is not None:
-            dim = check_dim(dim, self.n_embd, model=self._model_name, matryoshka=self._matryoshka)
-        if not texts:
-            nothing = np.empty((0, dim or self.n_embd), dtype=np.float32)
-            nothing = vectors.quantize_embeddings(nothing, options.precision)
-            return EmbedReport(embeddings=nothing, n_tokens=(), truncated=())
-        session = self._loaded()
-        embeddings = np.empty((len(texts), dim or session.n_embd), dtype=np.float32)
-        n_tokens, truncated = session.embed_texts(
-            texts,
-            embeddings,
-            finish=partial(finish, dim=dim, matryoshka=self._matryoshka, normalize=options.normalize_embeddings),
-            truncate=options.truncate,
-            prefix=prefix,
-            batch_size=options.batch_size,
-            on_batch=on_batch,
-        )
-        if truncated:
-            logger.warning("%d of %d texts were cut to %d tokens", len(truncated), len(texts), session.max_tokens)
+        embeddings = np.empty((len(texts), how.dim), dtype=np.float32)
+        n_tokens: list[int] = []
+        truncated: list[int] = []
+        if texts:
+            session, opened = self._loaded()
+            n_tokens, truncated = session.embed_texts(
+                texts,
+                embeddings,
+                finish=how.finish,
+                truncate=options.truncate,
+                prefix=how.prefix,
+                batch_size=options.batch_size,
+                on_batch=on_batch,
+            )
+            if truncated:
+                logger.warning("%d of %d texts were cut to %d tokens", len(truncated), len(texts), opened.max_tokens)
         return EmbedReport(
             embeddings=vectors.quantize_embeddings(embeddings, options.precision),
             n_tokens=tuple(n_tokens),
@@ -356,7 +352,7 @@ class Embedder:
             TypeError: an input is not a str.
             InputError: a text cannot be tokenized or is too long.
         """
-        tokens, _ = self._loaded().tokenize([inputs] if isinstance(inputs, str) else as_list(inputs))
+        tokens, _ = self._loaded()[0].tokenize([inputs] if isinstance(inputs, str) else as_list(inputs))
         return [ids.tolist() for ids in tokens]
 
     def similarity(self, a: ArrayLike, b: ArrayLike) -> Float32Matrix:

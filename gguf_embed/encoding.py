@@ -6,8 +6,9 @@ It must not know sessions, files or plans.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, SupportsIndex, TypedDict
 
 import numpy as np
@@ -15,9 +16,13 @@ from numpy.typing import NDArray
 
 from gguf_embed import vectors
 from gguf_embed.errors import DimensionError
-from gguf_embed.models.specs import Matryoshka
+from gguf_embed.models.specs import Matryoshka, ModelSpec
+from gguf_embed.prompts import PromptSet, resolve_prompt
 
-__all__ = ["EmbedReport", "EncodeKeywords", "EncodeOptions", "QueryKeywords", "as_list", "check_dim", "finish"]
+__all__ = [
+    "EmbedReport", "EncodeKeywords", "EncodeOptions", "Preparation", "QueryKeywords", "as_list", "check_dim", "finish",
+    "prepare",
+]  # fmt: skip
 
 Float32Matrix = NDArray[np.float32]
 
@@ -97,6 +102,49 @@ class EmbedReport:
     embeddings: NDArray[Any]
     n_tokens: tuple[int, ...]
     truncated: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preparation:
+    """What the options of a call come to for one model.
+
+    Attributes:
+        prefix: put before each text, "" for nothing.
+        dim: components of the vectors.
+        finish: makes (n, dim) rows of the (n, n_embd) that the model gives; picklable.
+    """
+
+    prefix: str
+    dim: int
+    finish: Callable[[Float32Matrix], Float32Matrix]
+
+
+def prepare(
+    options: EncodeOptions, spec: ModelSpec | None, n_embd: Callable[[], int], *, truncate_dim: int | None = None
+) -> Preparation:
+    """Decide what goes before texts and what becomes of their rows.
+
+    Args:
+        options: of the call.
+        spec: what the registry knows of the model, None where it does not.
+        n_embd: components of the model's full vectors, asked for when all else is in order.
+        truncate_dim: taken where the options have none.
+
+    Raises:
+        ValueError: an unknown prompt_name, or a task where none can go.
+        DimensionError: the model was not trained for the dimension.
+    """
+    prompts = spec.prompts if spec is not None else PromptSet()
+    matryoshka = spec.matryoshka if spec is not None else None
+    prefix = resolve_prompt(prompts, prompt_name=options.prompt_name, prompt=options.prompt, task=options.task)
+    dim = truncate_dim if options.truncate_dim is None else options.truncate_dim
+    if dim is not None:
+        dim = check_dim(dim, n_embd(), model=spec.model_id if spec is not None else None, matryoshka=matryoshka)
+    return Preparation(
+        prefix=prefix,
+        dim=n_embd() if dim is None else dim,
+        finish=partial(finish, dim=dim, matryoshka=matryoshka, normalize=options.normalize_embeddings),
+    )
 
 
 def as_list(inputs: Iterable[str]) -> list[str]:

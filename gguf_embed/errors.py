@@ -22,6 +22,7 @@ It knows no other module: messages and facts are given by whoever raises.
     │  │  └─ UnsupportedModelError      path (architecture, pooling, EOS, split file)
     │  ├─ DecodeError                   return_code
     │  ├─ NonFiniteEmbeddingError       index
+    │  ├─ WorkerCrashedError            why, return_code
     │  └─ ClosedError
     ├─ InputError (+ValueError)
     │  ├─ TextTooLongError              index, n_tokens, n_ctx
@@ -64,6 +65,7 @@ __all__ = [
     "UnknownModelError",
     "UnknownQuantError",
     "UnsupportedModelError",
+    "WorkerCrashedError",
 ]
 
 
@@ -241,6 +243,20 @@ class NonFiniteEmbeddingError(BackendError):
     def __init__(self, message: str, *, index: int) -> None:
         super().__init__(message, index=index)
         self.index: int
+
+
+class WorkerCrashedError(BackendError):
+    """The process that ran the model ended while it was at these texts.
+
+    Attributes:
+        why: how it ended, to go after "it".
+        return_code: as subprocess has it: negative for a signal.
+    """
+
+    def __init__(self, message: str, *, why: str, return_code: int) -> None:
+        super().__init__(message, why=why, return_code=return_code)
+        self.why: str
+        self.return_code: int
 
 
 class ClosedError(BackendError):

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gguf_embed.engine.session import SessionSettings
+from gguf_embed.engine.settings import SessionSettings
 from gguf_embed.errors import DoesNotFitError, UnsupportedModelError
 from gguf_embed.fit import hardware, planner
 from gguf_embed.fit.dryrun import DryRun

@@ -42,6 +42,7 @@ VALUES = {
     "dim": 12,
     "allowed": "32..64",
     "extra": "arrow",
+    "why": "was ended by SIGABRT",
 }
 EXPECTED_CODES = {
     "ConfigError": 2,
@@ -60,6 +61,7 @@ EXPECTED_CODES = {
     "DecodeError": 6,
     "NonFiniteEmbeddingError": 6,
     "ClosedError": 6,
+    "WorkerCrashedError": 6,
     "TextTooLongError": 7,
     "InvalidTextError": 7,
     "DimensionError": 7,

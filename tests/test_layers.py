@@ -89,18 +89,22 @@ ARROWS = {
     "models*": ("errors", "sizes", "config", "prompts", "vectors", "native", "native.*", "models", "models.*"),
     "fit*": ("errors", "config", "sizes", "models.header", "models.specs", "native", "native.*", "fit", "fit.*"),
     "engine*": ("errors", "vectors", "native", "native.*", "engine", "engine.*"),
-    "encoding": ("errors", "vectors", "models.specs"),
+    "encoding": ("errors", "prompts", "vectors", "models.specs"),
     "selection": ("errors", "prompts", "engine.*", "fit", "fit.*", "models.*"),
     "loading": (
         "errors", "sizes", "selection", "engine.*", "fit", "fit.*", "models.*", "native.buffers", "native.reserve",
     ),
+    "opening": (
+        "errors", "sizes", "config", "selection", "loading", "engine.*", "fit", "fit.*", "models.*", "native.buffers",
+        "native.layout",
+    ),
     "embedder": (
-        "errors", "config", "vectors", "prompts", "progress", "encoding", "selection", "loading", "engine.*", "fit",
+        "errors", "config", "vectors", "prompts", "progress", "encoding", "selection", "opening", "engine.*", "fit",
         "fit.*", "models.*",
     ),
     "jobs*": ("errors", "sizes", "vectors", "embedder", "encoding", "progress", "jobs", "jobs.*"),
     "bench*": (
-        "errors", "vectors", "embedder", "loading", "selection", "engine.session", "fit", "fit.*", "models.catalog",
+        "errors", "vectors", "embedder", "loading", "selection", "engine.session", "engine.settings", "fit", "fit.*", "models.catalog",
         "native.child", "native.reference", "bench", "bench.*",
     ),
     "cli*": ("*",),

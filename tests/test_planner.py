@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from gguf_embed.engine.session import SessionSettings
+from gguf_embed.engine.settings import SessionSettings
 from gguf_embed.errors import DoesNotFitError
 from gguf_embed.fit.hardware import Accelerator, Hardware
 from gguf_embed.fit.layouts import N_CTX_FLOOR, N_CTX_WORKING, can_quantize_kv

@@ -17,7 +17,8 @@ from pathlib import Path
 from gguf_embed.bench.measuring import Spread, ratio, rotated, spread
 from gguf_embed.bench.question import Question, fetch
 from gguf_embed.bench.workload import documents, sentences
-from gguf_embed.engine.session import Session, SessionSettings, Tokens
+from gguf_embed.engine.session import Session, Tokens
+from gguf_embed.engine.settings import SessionSettings
 from gguf_embed.fit import hardware
 from gguf_embed.fit.hardware import Hardware
 from gguf_embed.fit.plan import Plan

@@ -9,7 +9,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,7 @@ class Crew:
         self._open_decoder, self._n_decoders = open_decoder, n_decoders
         self._lock = threading.Lock()  # one call's batches at a time
         self._decoders: list[Decoder] = []
+        self._pool: ThreadPoolExecutor | None = None
 
     def decode(self, batches: Sequence[Sequence[Tokens]]) -> list[Float32Matrix] | None:
         """Run batches, a decoder each at a time; the decoders are opened when there is first work for all.
@@ -62,13 +63,16 @@ class Crew:
                 finally:
                     free.put(decoder)
 
-            with ThreadPoolExecutor(self._n_decoders, thread_name_prefix="gguf-embed-decode") as pool:
-                futures = [pool.submit(decode, batch) for batch in batches]
-                try:
-                    for future in as_completed(futures):
-                        future.result()
-                finally:
-                    pool.shutdown(cancel_futures=True)
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self._n_decoders, thread_name_prefix="gguf-embed-decode")
+            futures = [self._pool.submit(decode, batch) for batch in batches]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+            finally:
+                for future in futures:
+                    future.cancel()
+                wait(futures)
             return [future.result() for future in futures]
 
     def _can_take(self, batches: Sequence[Sequence[Tokens]]) -> bool:
@@ -88,6 +92,9 @@ class Crew:
 
     def _close(self) -> None:
         self._n_decoders = 0
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
         while self._decoders:
             self._decoders.pop().close()
 

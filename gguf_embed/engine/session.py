@@ -10,9 +10,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,6 +20,8 @@ from gguf_embed.engine.batching import pack
 from gguf_embed.engine.canary import open_both_ways
 from gguf_embed.engine.crew import Crew
 from gguf_embed.engine.decoder import Decoder
+from gguf_embed.engine.repeats import Repeats
+from gguf_embed.engine.settings import SessionSettings
 from gguf_embed.engine.sharing import Sharing
 from gguf_embed.engine.tokenizing import OVERRIDES, Tokenizer, Tokens
 from gguf_embed.engine.windows import Windows
@@ -36,7 +36,7 @@ from gguf_embed.native.buffers import Buffer, recording
 from gguf_embed.native.layout import Layout
 from gguf_embed.native.llama import Model
 
-__all__ = ["Session", "SessionSettings", "Tokens"]
+__all__ = ["Session", "Tokens"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,38 +44,6 @@ Float32Matrix = NDArray[np.float32]
 T = TypeVar("T")
 OnBatch = Callable[[int, int], None]  # texts and tokens of the batch that was just decoded
 Finish = Callable[[Float32Matrix], Float32Matrix]  # (n, n_embd) as the model gave them to (n, dim) as they are wanted
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SessionSettings:
-    """How to run one file.
-
-    Attributes:
-        path: the GGUF.
-        pooling_type: "last", "mean" or "cls".
-        add_eos: overrides tokenizer.ggml.add_eos_token; None leaves the file's word.
-        layout: where the layers go, and how large the context is to begin with.
-        n_ctx_max: longest text; the context grows up to it on demand.
-        n_batch: tokens packed into one decode, n_seq_max <= n_batch <= n_ubatch.
-        n_threads: CPU threads.
-        must_skip_head: an error instead of the ordinary path where the head cannot be skipped.
-    """
-
-    path: Path
-    pooling_type: str
-    add_eos: bool | None = None
-    layout: Layout = field(default_factory=Layout)
-    n_ctx_max: int = 2048
-    n_batch: int = 512
-    n_threads: int = 1
-    must_skip_head: bool = False
-
-    def __post_init__(self) -> None:
-        if self.pooling_type not in ("last", "mean", "cls"):
-            raise ValueError(f"pooling_type is {self.pooling_type!r}; it is last, mean or cls")
-        layout = self.layout
-        if not layout.n_seq_max <= self.n_batch <= layout.n_ubatch or self.n_ctx_max < 1:
-            raise ValueError(f"n_seq_max <= n_batch <= n_ubatch and 1 <= n_ctx_max do not hold in {self}")
 
 
 class Session:
@@ -168,6 +136,17 @@ class Session:
             self._open()
             return self._tokenizer.tokenize(texts, truncate=truncate, prefix=prefix, names=names)
 
+    @property
+    def n_side(self) -> int:
+        """Batches that are decoded side by side."""
+        return max(1, self.layout.n_contexts - 1)
+
+    def cost_of(self, prompt: str) -> Callable[[Tokens], int]:
+        """Tell how many tokens a text after this prompt really costs: those beside what its texts share."""
+        with self._lock:
+            n_shared = self._sharing.n_prompt_tokens(prompt, self._opened())
+        return lambda ids: max(1, len(ids) - n_shared)
+
     def embed_texts(
         self,
         texts: Sequence[str],
@@ -197,35 +176,44 @@ class Session:
             InputError: a text cannot be tokenized or is too long; a late one stops the decodes of the first ones.
             GGUFEmbedError: as `embed`.
         """
-        first = _first_positions(texts)
-        positions = np.fromiter(first.values(), dtype=np.intp, count=len(first))
-        n_tokens: dict[str, int] = {}
-        truncated: set[str] = set()
+        repeats = Repeats(texts)
+        positions = repeats.positions
+        lengths = np.empty(len(positions), dtype=np.intp)
+        truncated: list[int] = []
 
         def tokenize(start: int, window: Sequence[str]) -> tuple[list[Tokens], list[int]]:
             names = positions[start : start + len(window)].tolist()
             return self.tokenize(window, truncate=truncate, prefix=prefix, names=names)
 
-        with Windows(tokenize, list(first)) as windows:
+        with Windows(tokenize, repeats.texts) as windows:
             each = _in_turn(windows.check, on_batch)
             for start, (tokens, cut) in windows:
-                here = positions[start : start + len(tokens)]
-                n_tokens.update((texts[at], len(ids)) for at, ids in zip(here, tokens, strict=True))
-                truncated.update(texts[at] for at in cut)
-                self._embed(tokens, into, here, prompt=prefix, finish=finish, batch_size=batch_size, on_batch=each)
-        again = [index for index, text in enumerate(texts) if first[text] != index]
-        if again:
-            into[again] = into[[first[texts[index]] for index in again]]
-            each(len(again), sum(n_tokens[texts[index]] for index in again))
-        return [n_tokens[text] for text in texts], [index for index, text in enumerate(texts) if text in truncated]
+                here = slice(start, start + len(tokens))
+                lengths[here] = [len(ids) for ids in tokens]
+                truncated += cut
+                how: dict[str, Any] = {"finish": finish, "batch_size": batch_size, "on_batch": each}
+                self._embed(tokens, into, positions[here], prompt=prefix, **how)
+        n_tokens = repeats.spread(lengths).tolist()
+        if len(again := repeats.again):
+            repeats.copy(into)
+            each(len(again), sum(n_tokens[index] for index in again))
+        return n_tokens, repeats.all_of(truncated)
 
     def embed(
-        self, tokens: Sequence[Tokens], *, batch_size: int | None = None, on_batch: OnBatch | None = None
+        self,
+        tokens: Sequence[Tokens],
+        *,
+        prompt: str = "",
+        names: Sequence[int] | None = None,
+        batch_size: int | None = None,
+        on_batch: OnBatch | None = None,
     ) -> Float32Matrix:
         """Run token lists through the model.
 
         Args:
             tokens: (n_tokens,) int32 arrays, 1 <= n_tokens <= max_tokens.
+            prompt: what was put before each text; its tokens are computed once.
+            names: what to call each text in errors and warnings, by number; None for its position.
             batch_size: at most this many texts a decode; None leaves it to the token budget.
             on_batch: called after each decode with its texts and tokens.
 
@@ -236,8 +224,10 @@ class Session:
             ValueError: a list is empty or longer than max_tokens.
             GGUFEmbedError: llama.cpp failed, one text has no finite row, or after close().
         """
-        rows, positions = np.empty((len(tokens), self.n_embd), dtype=np.float32), np.arange(len(tokens), dtype=np.intp)
-        self._embed(tokens, rows, positions, finish=_as_they_are, batch_size=batch_size, on_batch=on_batch)
+        rows = np.empty((len(tokens), self.n_embd), dtype=np.float32)
+        positions = np.arange(len(tokens), dtype=np.intp)
+        how: dict[str, Any] = {"finish": _as_they_are, "batch_size": batch_size, "on_batch": on_batch}
+        self._embed(tokens, rows, positions, names=names, prompt=prompt, **how)
         return rows
 
     def _embed(
@@ -246,6 +236,7 @@ class Session:
         into: Float32Matrix,
         positions: NDArray[np.intp],
         *,
+        names: Sequence[int] | None = None,
         prompt: str = "",
         finish: Finish,
         batch_size: int | None,
@@ -253,6 +244,7 @@ class Session:
     ) -> None:
         """Group, pack and decode one window; row i goes to into[positions[i]]."""
         self._open()
+        named = positions if names is None else np.asarray(names, dtype=np.intp)
         lengths = [len(ids) for ids in tokens]
         if lengths and not 1 <= min(lengths) <= max(lengths) <= self.max_tokens:
             raise ValueError(f"token lists have 1..{self.max_tokens} ids here, not {min(lengths)}..{max(lengths)}")
@@ -266,13 +258,13 @@ class Session:
             rest = [lengths[member] - n_prefix for member in group.members]
             packed = pack(rest, n_tokens_max=n_tokens_max, n_seq_max=n_seq_max)
             batches = [[group.members[index] for index in batch] for batch in packed]
-            for members, rows in self._decode(batches, tokens, positions, n_prefix):
+            for members, rows in self._decode(batches, tokens, named, n_prefix):
                 into[positions[members]] = finish(rows)
                 if on_batch is not None:
                     on_batch(len(members), sum(lengths[member] for member in members))
 
     def _decode(
-        self, batches: list[list[int]], tokens: Sequence[Tokens], positions: NDArray[np.intp], n_prefix: int
+        self, batches: list[list[int]], tokens: Sequence[Tokens], names: NDArray[np.intp], n_prefix: int
     ) -> Iterator[tuple[list[int], Float32Matrix]]:
         """Decode batches side by side where that can be, else one after the other; yield each with its rows."""
         texts = [[tokens[member] for member in members] for members in batches]
@@ -280,19 +272,19 @@ class Session:
         if found is not None:
             for members, batch, rows in zip(batches, texts, found, strict=True):
                 with self._lock:
-                    sound = self._guarded(rows, batch, positions[members])
+                    sound = self._guarded(rows, batch, names[members])
                 yield members, sound
             return
         for members, batch in zip(batches, texts, strict=True):
             with self._lock:
                 self._open()
-                rows = self._guarded(self._opened().decode(batch, n_prefix=n_prefix), batch, positions[members])
+                rows = self._guarded(self._opened().decode(batch, n_prefix=n_prefix), batch, names[members])
             yield members, rows
 
-    def _guarded(self, rows: Float32Matrix, texts: list[Tokens], positions: NDArray[np.intp]) -> Float32Matrix:
+    def _guarded(self, rows: Float32Matrix, texts: list[Tokens], names: NDArray[np.intp]) -> Float32Matrix:
         """Give every text whose row is not finite another chance alone, then on the CPU."""
         for index in map(int, np.flatnonzero(~_is_sound(rows))):
-            rows[index] = self._rescue(texts[index], int(positions[index]))
+            rows[index] = self._rescue(texts[index], int(names[index]))
         return rows
 
     def _rescue(self, ids: Tokens, index: int) -> Float32Matrix:
@@ -386,13 +378,3 @@ def _in_turn(check: Callable[[], None], on_batch: OnBatch | None) -> OnBatch:
             on_batch(n_texts, n_tokens)
 
     return both
-
-
-def _first_positions(texts: Sequence[str]) -> dict[str, int]:
-    """Where each different text comes first, in that order."""
-    first: dict[str, int] = {}
-    for index, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise TypeError(f"text {index} is {type(text).__name__}; texts are str")
-        first.setdefault(text, index)
-    return first

@@ -64,6 +64,11 @@ class Sharing:
         self._seen.extend((whole, beginning) for whole, beginning in few if whole not in known)
         return groups
 
+    def n_prompt_tokens(self, prompt: str, decoder: Decoder) -> int:
+        """Count the tokens of a prompt that its texts can share."""
+        n_prefix_max = decoder.n_prefix_max
+        return min(n_prefix_max, *map(len, self._prompt_tokens(prompt))) if n_prefix_max and prompt else 0
+
     def _prompt_tokens(self, prompt: str) -> list[Tokens]:
         """The tokens with which texts begin after this prompt, whatever the text; none for no prompt."""
         if not prompt:

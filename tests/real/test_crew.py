@@ -12,7 +12,8 @@ import synthetic
 
 from gguf_embed import ClosedError, DecodeError
 from gguf_embed.engine import crew, decoder
-from gguf_embed.engine.session import Session, SessionSettings
+from gguf_embed.engine.session import Session
+from gguf_embed.engine.settings import SessionSettings
 from gguf_embed.errors import AllocationError
 from gguf_embed.native.layout import Layout
 

@@ -14,7 +14,8 @@ import synthetic
 from fake_hub import FakeHub
 
 from gguf_embed import Embedder, ModelLoadError
-from gguf_embed.engine.session import Session, SessionSettings
+from gguf_embed.engine.session import Session
+from gguf_embed.engine.settings import SessionSettings
 from gguf_embed.fit import dryrun
 from gguf_embed.fit.dryrun import DryRun
 from gguf_embed.fit.memory import memory_cost

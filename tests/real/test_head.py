@@ -14,7 +14,8 @@ import pytest
 
 from gguf_embed import DecodeError, Embedder, Limits
 from gguf_embed.engine import decoder
-from gguf_embed.engine.session import Session, SessionSettings
+from gguf_embed.engine.session import Session
+from gguf_embed.engine.settings import SessionSettings
 from gguf_embed.native import head
 from gguf_embed.native.context import Context
 from gguf_embed.native.head import HeadStop

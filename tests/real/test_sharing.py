@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from gguf_embed import ClosedError, DecodeError, InvalidTextError, NonFiniteEmbeddingError, TextTooLongError
 from gguf_embed.engine import session as session_module
-from gguf_embed.engine.session import Session, SessionSettings
+from gguf_embed.engine.session import Session
+from gguf_embed.engine.settings import SessionSettings
 from gguf_embed.engine.windows import Windows
 from gguf_embed.native.context import Context
 from gguf_embed.native.layout import Layout
