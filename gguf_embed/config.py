@@ -9,7 +9,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class Config:
         n_threads: CPU threads, None for the physical cores.
         offline: never use the network.
         endpoint: the model hub's address.
+        api_key: that clients of a server must send, None for none.
         cuda_visible_devices: what CUDA is told to use of its devices, None for all.
         hub_cache: Hugging Face cache folder, shared with every other tool that uses it.
         cache_dir: models that this program makes itself (the starter model).
@@ -56,6 +57,7 @@ class Config:
     n_threads: int | None = None
     offline: bool = False
     endpoint: str = DEFAULT_ENDPOINT
+    api_key: str | None = field(default=None, repr=False)
     cuda_visible_devices: str | None = None
     hub_cache: Path
     cache_dir: Path
@@ -192,5 +194,6 @@ _KEYS: dict[str, Any] = {
     "n_threads": _threads,
     "offline": _boolean,
     "endpoint": _text,
+    "api_key": _text,
 }
 _FIELDS = {"memory": "memory_bytes"}

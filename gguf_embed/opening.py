@@ -14,8 +14,9 @@ from pathlib import Path
 from gguf_embed.config import Config
 from gguf_embed.engine.program import Opener
 from gguf_embed.engine.session import Session
-from gguf_embed.engine.worker import Observer, Worker
+from gguf_embed.engine.worker import Worker
 from gguf_embed.errors import DoesNotFitError
+from gguf_embed.fit import hardware
 from gguf_embed.fit.planner import Limits, Plan
 from gguf_embed.loading import load_session
 from gguf_embed.models.catalog import Catalog
@@ -25,7 +26,7 @@ from gguf_embed.native.layout import Layout
 from gguf_embed.selection import Overrides, Selection, select
 from gguf_embed.sizes import format_size
 
-__all__ = ["Opened", "Wish", "make_worker", "open_session", "open_worker"]
+__all__ = ["Opened", "Wish", "open_session", "open_worker", "opener_for"]
 
 OnProgress = Callable[[int, int], None]
 
@@ -42,6 +43,7 @@ class Wish:
         overrides: what the caller knows better than the file.
         resolved: what the reference came to, where that is known; None to find out.
         evictable_bytes: memory that could be made free; a plan that is worse for the lack of it is an error.
+        reserved_bytes: host memory that others use although the system counts it as free: files that they map.
     """
 
     config: Config
@@ -51,6 +53,7 @@ class Wish:
     overrides: Overrides = dataclasses.field(default_factory=Overrides)
     resolved: Resolved | None = None
     evictable_bytes: int = 0
+    reserved_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +99,10 @@ def open_session(
     catalog = catalog or Catalog(wish.config)
     if selection is None:
         resolved = wish.resolved or catalog.resolve(wish.text, prefer=wish.prefer)
-        selection = select(catalog, resolved, limits=wish.limits, overrides=wish.overrides)
+        machine = hardware.probe()
+        free_bytes = max(0, machine.ram_available_bytes - wish.reserved_bytes)
+        here = dataclasses.replace(machine, ram_available_bytes=free_bytes)
+        selection = select(catalog, resolved, limits=wish.limits, overrides=wish.overrides, here=here)
     _check_room(selection.plan, wish.evictable_bytes)
     path = catalog.fetch(selection.resolved, selection.source, on_progress=on_progress)
     selection, session = load_session(catalog, selection, path, limits=wish.limits, overrides=wish.overrides)
@@ -111,15 +117,6 @@ def open_session(
     return session, opened
 
 
-def make_worker(wish: Wish, *, name: str, observer: Observer | None = None) -> Worker:
-    """Make a worker that grants the wish in a process of its own; nothing is started yet.
-
-    Opened again, after a crash, it takes the file that it took the first time: another quantization's vectors would
-    not compare.
-    """
-    return Worker(partial(_opener_for, wish), name=name, observer=observer)
-
-
 def open_worker(wish: Wish, on_progress: OnProgress | None = None) -> tuple[Worker, Opened]:
     """Grant a wish in a process of its own.
 
@@ -131,7 +128,7 @@ def open_worker(wish: Wish, on_progress: OnProgress | None = None) -> tuple[Work
         GGUFEmbedError: as `open_session`.
         WorkerCrashedError: the process ended meanwhile.
     """
-    worker = make_worker(wish, name=wish.text)
+    worker = Worker(partial(opener_for, wish), name=wish.text)
     try:
         return worker, worker.open(on_progress)
     except BaseException:
@@ -139,13 +136,20 @@ def open_worker(wish: Wish, on_progress: OnProgress | None = None) -> tuple[Work
         raise
 
 
-def _opener_for(wish: Wish, opened: Opened | None) -> Opener:
+def opener_for(wish: Wish, opened: Opened | None) -> Opener:
+    """Return what a worker's child is to do, picklable.
+
+    Args:
+        wish: what is wanted.
+        opened: what came of it before; the same file is taken again then, whatever memory there is: another
+            quantization's vectors would not compare.
+    """
     if opened is None:
         return partial(_open, wish)
     selection = opened.selection
     same = dataclasses.replace(selection.source, path=opened.path)
     resolved = dataclasses.replace(selection.resolved, sources=(same,), others=())
-    return partial(_open, dataclasses.replace(wish, resolved=resolved, evictable_bytes=0))
+    return partial(_open, dataclasses.replace(wish, resolved=resolved))
 
 
 def _open(wish: Wish, on_progress: OnProgress) -> tuple[Session, Opened]:

@@ -15,6 +15,7 @@ from gguf_embed.cli.app import set_verbosity
 from gguf_embed.cli.exits import usage_errors
 
 __all__ = [
+    "SizeType",
     "is_quiet",
     "json_option",
     "limits_of",

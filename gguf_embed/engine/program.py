@@ -82,9 +82,11 @@ class _Host:
                 continue
             self._channel.send(("tokenized", job.job_id, which.start, [len(ids) for ids in tokens], cut))
             if job.finish is None:
-                body = np.concatenate(tokens, dtype=np.int32).tobytes()
-                self._channel.send(("ids", job.job_id, which.start, [len(ids) for ids in tokens]), body)
-                tokens = []
+                ids = np.concatenate(tokens, dtype=np.int32)
+                pieces = self._session.pieces(np.unique(ids).tolist()) if job.with_pieces else {}
+                self._channel.send(
+                    ("ids", job.job_id, which.start, [len(one) for one in tokens], pieces), ids.tobytes()
+                )
             with self._changed:
                 if job.finish is None:
                     job.n_tokenized = which.stop

@@ -37,6 +37,7 @@ class Job:
         finish: makes the rows that are wanted of those that the model gave; None where only tokens are wanted.
         is_interactive: somebody waits for it as a whole, so it goes before others.
         batch_size: at most this many texts a decode.
+        with_pieces: also tell what each token stands for, where only tokens are wanted.
     """
 
     job_id: int
@@ -47,6 +48,7 @@ class Job:
     finish: Callable[[Any], Any] | None = None
     is_interactive: bool = False
     batch_size: int | None = None
+    with_pieces: bool = False
     n_tokenized: int = 0
     ready: list[tuple[int, Tokens]] = field(default_factory=list)  # positions and ids that wait for a decode
     n_taken: int = 0
@@ -150,8 +152,8 @@ class Schedule:
         first = lane[0]
         # A job with a batch_size of its own is not mixed with others.
         together = [job for job in lane if job.prompt == first.prompt and job.batch_size == first.batch_size]
-        if not first.is_interactive:  # large jobs take turns instead
-            together = [min(together, key=lambda job: job.n_taken / len(job.texts))]
+        if not first.is_interactive:  # large jobs get on side by side
+            together.sort(key=lambda job: job.n_taken / len(job.texts))
         return _fill(together, cost_of(first.prompt), size.within(first.batch_size))
 
 

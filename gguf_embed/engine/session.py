@@ -9,7 +9,7 @@ import dataclasses
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -135,6 +135,12 @@ class Session:
         with self._vocab_lock:
             self._open()
             return self._tokenizer.tokenize(texts, truncate=truncate, prefix=prefix, names=names)
+
+    def pieces(self, ids: Iterable[int]) -> dict[int, tuple[str, bool]]:
+        """Tell what tokens stand for, and whether they are control tokens."""
+        with self._vocab_lock:
+            model = self._open()
+            return {token: model.piece(token) for token in ids}
 
     @property
     def n_side(self) -> int:

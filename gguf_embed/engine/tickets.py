@@ -37,6 +37,7 @@ class Request:
         is_interactive: goes before others at the next decode.
         batch_size: at most this many texts a decode.
         into: (n, dim) float32 to fill; None for a new one.
+        with_pieces: also tell what each token stands for, where only tokens are wanted.
     """
 
     texts: Sequence[str]
@@ -46,6 +47,7 @@ class Request:
     is_interactive: bool = False
     batch_size: int | None = None
     into: Float32Matrix | None = None
+    with_pieces: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -57,12 +59,14 @@ class Result:
         n_tokens: of each text.
         truncated: positions of the texts that were cut.
         tokens: ids of each text, where only these were wanted.
+        pieces: what each of these ids stands for, and whether it is a control token; where that was wanted.
     """
 
     rows: Float32Matrix = field(default_factory=lambda: np.empty((0, 0), dtype=np.float32))
     n_tokens: list[int] = field(default_factory=list)
     truncated: list[int] = field(default_factory=list)
     tokens: list[NDArray[np.int32]] = field(default_factory=list)
+    pieces: dict[int, tuple[str, bool]] = field(default_factory=dict)
 
 
 class Ticket:
@@ -90,6 +94,7 @@ class Ticket:
         self._error: Exception | None = None
         self.n_crashes = 0  # that came while it was being tokenized, and may be its doing
         self._tokens: dict[int, NDArray[np.int32]] = {}
+        self._pieces: dict[int, tuple[str, bool]] = {}
         self._batches: queue.SimpleQueue[tuple[int, int] | None] = queue.SimpleQueue()
         if not n_texts:
             self.future.set_result(Result())
@@ -112,6 +117,7 @@ class Ticket:
             finish=request.finish,
             is_interactive=request.is_interactive,
             batch_size=request.batch_size,
+            with_pieces=request.with_pieces,
         )
 
     def take(self, kind: str, rest: Sequence[Any], body: bytes) -> bool:
@@ -126,7 +132,8 @@ class Ticket:
             self._truncated.update(cut)
             return False
         if kind == "ids":
-            start, lengths = rest
+            start, lengths, pieces = rest
+            self._pieces.update(pieces)
             self._take_ids(start, lengths, body)
         elif kind == "rows":
             positions, dim = rest
@@ -161,6 +168,7 @@ class Ticket:
             n_tokens=repeats.spread(self._lengths).tolist(), truncated=repeats.all_of(sorted(self._truncated))
         )
         if self.request.finish is None:
+            result.pieces = self._pieces
             result.tokens = [self._tokens[int(at)] for at in repeats.spread(np.arange(len(repeats.texts)))]
         elif self._rows is not None:
             repeats.copy(self._rows)

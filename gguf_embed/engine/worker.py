@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -79,6 +80,7 @@ class Worker:
         self._process_id = os.getpid()
         self._lock = threading.RLock()
         self._process: WorkerProcess | None = None
+        self._life = 0  # of the child that runs; what an earlier one still says does not count
         self._opened: Future[Any] | None = None  # of the child that runs
         self._tickets: dict[int, Ticket] = {}
         self._ids = itertools.count()
@@ -106,8 +108,7 @@ class Worker:
             GGUFEmbedError: whatever stands in the way.
             WorkerCrashedError: the child ended meanwhile.
         """
-        self._on_progress = on_progress
-        opened = self.opening()
+        opened = self.opening(on_progress)
         try:
             return opened.result()
         except BaseException:
@@ -115,11 +116,19 @@ class Worker:
                 self.close()
             raise
 
-    def opening(self) -> Future[Any]:
-        """Start the child where there is none; the future has what `open` returns."""
+    def opening(self, on_progress: OnProgress | None = None) -> Future[Any]:
+        """Start the child where there is none; the future has what `open` returns.
+
+        Args:
+            on_progress: as for `open`, called in a thread of the worker's.
+
+        Raises:
+            GGUFEmbedError: it cannot be started.
+        """
         with self._lock:
             self._check()
             if self._opened is None:
+                self._on_progress = on_progress
                 self._start()
             return self._opened or Future()
 
@@ -177,11 +186,14 @@ class Worker:
     def _start(self) -> None:
         self._opened = Future()
         self._step = self._tokenizing = None
+        self._life += 1
         opening = Opening(
             opener=self._opener_for(self.facts), log_level=logging.getLogger("gguf_embed").getEffectiveLevel()
         )
         try:
-            self._process = WorkerProcess(opening, on_message=self._receive, on_end=self._ended)
+            self._process = WorkerProcess(
+                opening, on_message=partial(self._receive, self._life), on_end=partial(self._ended, self._life)
+            )
         except BaseException:
             self._opened = None
             raise
@@ -213,7 +225,9 @@ class Worker:
 
     # Messages, in the child's reading thread
 
-    def _receive(self, message: Any, body: bytes) -> None:
+    def _receive(self, life: int, message: Any, body: bytes) -> None:
+        if life != self._life:
+            return
         kind, *rest = message
         if kind == "log":
             name, level, text = rest
@@ -283,21 +297,21 @@ class Worker:
 
     # Ends
 
-    def _ended(self, end: End) -> None:
+    def _ended(self, life: int, end: End) -> None:
         """Fail what was being decoded, and begin again with the rest."""
         with self._lock:
+            if life != self._life:
+                return
             opened, self._opened, self._process = self._opened, None, None
-            crash = None if self._is_closed or opened is None else self._crash(end)
-            if crash is None or opened is None:
-                lost, self._tickets = list(self._tickets.values()), {}
-            else:
-                lost = self._lost_with(is_open=opened.done())
-        error = crash or ClosedError(f"{self._name} was closed")
-        if opened is not None and not opened.done():
-            opened.set_exception(error)
+            if opened is None:
+                return  # it said that it could not be opened
+            crash = self._crash(end)
+            lost = self._lost_with(is_open=opened.done())
+        if not opened.done():
+            opened.set_exception(crash)
         for ticket in lost:
-            ticket.fail(error)
-        if crash is not None and self._observer is not None:
+            ticket.fail(crash)
+        if self._observer is not None:
             self._observer.crashed(crash)
 
     def _crash(self, end: End) -> WorkerCrashedError:
@@ -360,12 +374,23 @@ class Worker:
         result = self.submit(Request(texts=texts, prompt=prefix, truncate=truncate, finish=None)).wait(None)
         return result.tokens, result.truncated
 
-    def close(self) -> None:
-        """End the child, which frees all of its memory; closing twice is allowed."""
+    def stop(self) -> None:
+        """End the child, which frees all of its memory; the next job starts another. Its jobs fail with ClosedError."""
         with self._lock:
-            self._is_closed = True
-            process = self._process
+            process, opened, self._process, self._opened = self._process, self._opened, None, None
+            self._life += 1
+            lost, self._tickets = list(self._tickets.values()), {}
+        error = ClosedError(f"{self._name} was unloaded")
+        if opened is not None and not opened.done():
+            opened.set_exception(error)
+        for ticket in lost:
+            ticket.fail(error)
         if process is not None and os.getpid() == self._process_id:
-            if not self.is_open:  # it is loading and does not listen
+            if opened is None or not opened.done():  # it is loading and does not listen
                 process.kill("it was closed")
             process.close()
+
+    def close(self) -> None:
+        """End the child for good; closing twice is allowed."""
+        self._is_closed = True
+        self.stop()

@@ -15,7 +15,7 @@ import psutil
 
 from gguf_embed.fit.cgroups import probe_groups
 
-__all__ = ["HostMemory", "probe_host"]
+__all__ = ["HostMemory", "is_running", "probe_host", "resident_bytes"]
 
 # Of a group, by the version of the interface: its limit, its use, and in memory.stat what of that is page cache.
 _FILES = {
@@ -57,6 +57,23 @@ def probe_host(*, n_threads: int = 1) -> HostMemory:
     if room is not None and room - n_threads * _ADDRESSES_PER_THREAD < available:
         available, limited_by = max(0, room - n_threads * _ADDRESSES_PER_THREAD), "RLIMIT_AS"
     return HostMemory(total_bytes=total, available_bytes=available, limited_by=limited_by)
+
+
+def resident_bytes(process_id: int | None = None) -> int:
+    """Return the memory that a process holds, pages of mapped files included; 0 for one that is gone.
+
+    Args:
+        process_id: None for this one.
+    """
+    try:
+        return int(psutil.Process(process_id).memory_info().rss)
+    except psutil.Error:
+        return 0
+
+
+def is_running(process_id: int) -> bool:
+    """Whether there is such a process."""
+    return bool(psutil.pid_exists(process_id))
 
 
 def _cgroup_limits() -> Iterator[tuple[int, int]]:

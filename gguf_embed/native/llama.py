@@ -165,6 +165,14 @@ class Model:
                 raise BackendError("a text has more than 2^31 tokens; split it")
             capacity = -n_tokens
 
+    def piece(self, token: int) -> tuple[str, bool]:
+        """Return the text that a token stands for, and whether it is a control token such as EOS."""
+        self.handle  # noqa: B018 - raises after close()
+        buffer = ctypes.create_string_buffer(512)
+        length = self._binding.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, True)  # noqa: FBT003
+        is_control = bool(self._binding.llama_vocab_is_control(self._vocab, token))
+        return buffer.raw[: max(0, length)].decode("utf-8", "replace"), is_control
+
     def longest_token_bytes(self) -> int:
         """Return the length of the vocabulary's longest piece, in bytes of text, for byte-level BPE."""
         vocab, text_of = self._vocab, self._binding.llama_vocab_get_text

@@ -100,7 +100,7 @@ def test_refused_memory_means_one_after_the_other(open_session, monkeypatch, cap
 
 
 def test_a_batch_that_fails_ends_the_call(open_session, monkeypatch):
-    """The error comes out, no thread is left, and the next call is right."""
+    """The error comes out, the next call is right, and closing leaves no thread."""
     session = open_session()
     expected = rows_of(session)
     real, calls = decoder.Decoder.decode, []
@@ -114,8 +114,9 @@ def test_a_batch_that_fails_ends_the_call(open_session, monkeypatch):
     monkeypatch.setattr(decoder.Decoder, "decode", fails_once)
     with pytest.raises(DecodeError, match="broken"):
         rows_of(session)
-    assert not [one for one in threading.enumerate() if one.name.startswith("gguf-embed")]
     assert np.array_equal(rows_of(session), expected)
+    session.close()
+    assert not [one for one in threading.enumerate() if one.name.startswith("gguf-embed-decode")]
 
 
 def test_a_row_that_is_not_finite_is_computed_again(open_session, monkeypatch, caplog):

@@ -1,0 +1,178 @@
+"""The one core call that every dialect translates to: texts and options in, rows and counts out.
+
+It must not know JSON, routes or status codes' words.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+from gguf_embed.encoding import EncodeOptions, prepare
+from gguf_embed.engine.worker import Request, Result
+from gguf_embed.server.hosted import Hosted
+from gguf_embed.server.pool import Pool
+from gguf_embed.server.refusals import Refusal
+
+__all__ = ["Answer", "Call", "Gone", "Service"]
+
+Gone = Callable[[], Coroutine[Any, Any, None]]  # returns when the client is no longer there
+
+# A call of so few bytes is one that somebody waits for: it fits in one decode, and goes before bulk.
+_INTERACTIVE_BYTES = 2048
+_N_QUERIES = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """What a client wants.
+
+    Attributes:
+        model: its name, None for the first one served.
+        texts: to embed.
+        options: how.
+        is_query: these are search queries, so somebody waits for them.
+        keep_alive_s: how long the model stays afterwards; None for the server's.
+    """
+
+    model: str | None
+    texts: Sequence[str]
+    options: EncodeOptions = field(default_factory=EncodeOptions)
+    is_query: bool = False
+    keep_alive_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What came of a call.
+
+    Attributes:
+        hosted: the model that was used.
+        result: rows, tokens, what was cut.
+        load_s: seconds until the model was in memory.
+        total_s: seconds in all.
+    """
+
+    hosted: Hosted
+    result: Result
+    load_s: float
+    total_s: float
+
+
+class Service:
+    """The models of a server and the queue before them.
+
+    Args:
+        pool: the models.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+        self.settings = pool.settings
+        self.n_waiting = self.n_texts_waiting = self._n_bytes_waiting = 0
+
+    async def embed(self, call: Call, gone: Gone) -> Answer:
+        """Embed texts.
+
+        Args:
+            call: what is wanted.
+            gone: returns when the client is no longer there.
+
+        Raises:
+            Refusal: unknown model, too many texts, full queue, out of time.
+            GGUFEmbedError: what stood in the way.
+            ValueError: an option that this model has not.
+        """
+        started_s = time.monotonic()
+        hosted = self.pool.find(call.model)
+        n_bytes = self._check_size(call.texts)
+        with self._queued(len(call.texts), n_bytes):
+            try:
+                async with asyncio.timeout(self.settings.timeout_s), self.pool.using(hosted, call.keep_alive_s):
+                    load_s = time.monotonic() - started_s
+                    result = await self._run(hosted, call, n_bytes, gone)
+            except TimeoutError:
+                raise Refusal(
+                    HTTPStatus.GATEWAY_TIMEOUT,
+                    f"not done within {self.settings.timeout_s:.0f} s (--timeout); send fewer texts at a time",
+                    code="timeout",
+                ) from None
+        return Answer(hosted=hosted, result=result, load_s=load_s, total_s=time.monotonic() - started_s)
+
+    async def _run(self, hosted: Hosted, call: Call, n_bytes: int, gone: Gone) -> Result:
+        opened = hosted.opened
+        how = prepare(call.options, hosted.spec, lambda: opened.n_embd if opened is not None else 0)
+        is_interactive = n_bytes <= _INTERACTIVE_BYTES or (call.is_query and len(call.texts) <= _N_QUERIES)
+        request = Request(
+            texts=call.texts,
+            prompt=how.prefix,
+            truncate=call.options.truncate,
+            finish=how.finish,
+            is_interactive=is_interactive,
+        )
+        return await self._wait(hosted, request, gone)
+
+    async def tokenize(self, model: str | None, texts: Sequence[str], gone: Gone) -> Answer:
+        """Tokenize texts; as `embed` otherwise."""
+        started_s = time.monotonic()
+        hosted = self.pool.find(model)
+        with self._queued(len(texts), self._check_size(texts)):
+            async with self.pool.using(hosted):
+                load_s = time.monotonic() - started_s
+                request = Request(texts=texts, finish=None, is_interactive=True, with_pieces=True)
+                result = await self._wait(hosted, request, gone)
+        return Answer(hosted=hosted, result=result, load_s=load_s, total_s=time.monotonic() - started_s)
+
+    async def _wait(self, hosted: Hosted, request: Request, gone: Gone) -> Result:
+        """Wait for the rows or for the client to leave, whichever is first."""
+        ticket = hosted.worker.submit(request)
+        rows = asyncio.wrap_future(ticket.future)
+        leaving = asyncio.create_task(gone())
+        both: set[asyncio.Future[Any]] = {rows, leaving}
+        try:
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            if rows.done():
+                return rows.result()
+            raise Refusal(HTTPStatus.BAD_REQUEST, "the client left")
+        finally:
+            leaving.cancel()
+            if not rows.done():
+                ticket.cancel()
+
+    def _check_size(self, texts: Sequence[str]) -> int:
+        """Count the bytes of texts, and refuse more of them than are taken at once."""
+        if len(texts) > self.settings.max_inputs:
+            raise Refusal(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                f"{len(texts):,} texts; at most {self.settings.max_inputs:,} are taken at once (--max-inputs)",
+                param="input",
+                code="too_many_inputs",
+            )
+        return sum(map(len, texts))
+
+    @contextlib.contextmanager
+    def _queued(self, n_texts: int, n_bytes: int) -> Iterator[None]:
+        """Take a place in the queue, which has an end: by requests, and by the memory that their texts take."""
+        is_full = self.n_waiting >= self.settings.max_queue
+        is_heavy = self._n_bytes_waiting > 0 and self._n_bytes_waiting + n_bytes > 4 * self.settings.max_body_bytes
+        if is_full or is_heavy:
+            raise Refusal(
+                HTTPStatus.TOO_MANY_REQUESTS,
+                f"{self.n_waiting} requests are waiting already (--max-queue); try again later",
+                code="queue_full",
+                retry_after_s=1,
+            )
+        self.n_waiting += 1
+        self.n_texts_waiting += n_texts
+        self._n_bytes_waiting += n_bytes
+        try:
+            yield
+        finally:
+            self.n_waiting -= 1
+            self.n_texts_waiting -= n_texts
+            self._n_bytes_waiting -= n_bytes
