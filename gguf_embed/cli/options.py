@@ -37,6 +37,7 @@ class SizeType(click.ParamType):  # type: ignore[type-arg]  # not generic before
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read it; bytes are taken as they are."""
         from gguf_embed.sizes import parse_size  # noqa: PLC0415 - completion loads nothing
 
         if isinstance(value, int):
