@@ -107,6 +107,10 @@ ARROWS = {
         "errors", "vectors", "embedder", "loading", "selection", "engine.session", "engine.settings", "fit", "fit.*", "models.catalog",
         "native.child", "native.reference", "bench", "bench.*",
     ),
+    "server*": (
+        "", "errors", "config", "vectors", "encoding", "selection", "opening", "engine.worker", "engine.program",
+        "models.catalog", "models.refs", "models.shelf", "models.specs", "fit.planner", "fit.host", "server", "server.*",
+    ),
     "cli*": ("*",),
 }  # fmt: skip
 
@@ -172,6 +176,7 @@ SOLE_HOMES = [
     pytest.param(("huggingface_hub", "httpx", "requests", "urllib.request"), ("models.hub", "models.transfer"),
                  id="huggingface_hub: models/hub and models/transfer"),
     pytest.param(("click", "rich.table"), ("cli*",), id="click: cli"),
+    pytest.param(("starlette", "uvicorn", "msgspec", "orjson", "prometheus_client"), ("server.*",), id="web: server"),
     pytest.param(("psutil",), ("fit.cores", "fit.host", "bench.program"),
                  id="psutil: fit/cores, fit/host, bench/program"),
     pytest.param(("platformdirs",), ("config",), id="platformdirs: config"),

@@ -5,9 +5,10 @@ It must not know llama.cpp, texts or vectors.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator, Sequence
 
-__all__ = ["pack", "split"]
+__all__ = ["level", "pack", "split"]
 
 
 def pack(lengths: Sequence[int], *, n_tokens_max: int, n_seq_max: int) -> list[tuple[int, ...]]:
@@ -43,6 +44,38 @@ def pack(lengths: Sequence[int], *, n_tokens_max: int, n_seq_max: int) -> list[t
     if batch:
         batches.append(tuple(batch))
     return batches
+
+
+def level(batches: Sequence[Sequence[int]], lengths: Sequence[int], *, n_side: int) -> list[tuple[int, ...]]:
+    """Share texts out anew so that batches that run side by side end together.
+
+    Args:
+        batches: as `pack` made them.
+        lengths: tokens of each text.
+        n_side: how many run at a time.
+
+    Returns:
+        The same texts in a multiple of n_side batches, as even as longest-first makes them; none is larger than the
+        largest before, in tokens or in texts. The batches themselves where that cannot be.
+
+    Source: Graham's longest processing time rule, 1969.
+    """
+    n_batches = -(-len(batches) // n_side) * n_side
+    texts = sorted((index for batch in batches for index in batch), key=lambda index: -lengths[index])
+    n_tokens_max = max(sum(lengths[index] for index in batch) for batch in batches)
+    n_texts_max = max(map(len, batches))
+    shares: list[list[int]] = [[] for _ in range(min(n_batches, len(texts)))]
+    heap = [(0, number) for number in range(len(shares))]
+    for index in texts:
+        n_tokens, number = heapq.heappop(heap)
+        shares[number].append(index)
+        if len(shares[number]) > n_texts_max or n_tokens + lengths[index] > n_tokens_max:
+            return [tuple(batch) for batch in batches]
+        if len(shares[number]) < n_texts_max:
+            heapq.heappush(heap, (n_tokens + lengths[index], number))
+        if not heap:
+            heap = [(n_tokens_max, number)]  # all are full; what is left, if anything, shows that it cannot be
+    return [tuple(share) for share in shares]
 
 
 def split(n_tokens: int, *, n_tokens_max: int) -> Iterator[slice]:

@@ -118,6 +118,7 @@ class WorkerProcess:
             self._n_silent = 0
             if frame[0][0] != "beat":
                 self._on_message(*frame)
+        self._channel.close()
         self._is_closing.set()
         self._outbox.put(None)
         code = self._process.wait()
@@ -130,7 +131,7 @@ class WorkerProcess:
             while (message := self._outbox.get()) is not None:
                 self._channel.send(message)
         with contextlib.suppress(OSError):
-            self._channel.close()
+            self._channel.end()
 
     def _watch(self) -> None:
         n_stopped = 0

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gguf_embed.engine.batching import pack
+from gguf_embed.engine.batching import level, pack
 from gguf_embed.engine.canary import open_both_ways
 from gguf_embed.engine.crew import Crew
 from gguf_embed.engine.decoder import Decoder
@@ -42,6 +42,10 @@ logger = logging.getLogger(__name__)
 
 Float32Matrix = NDArray[np.float32]
 T = TypeVar("T")
+# Fewer tokens, as a part of a full batch, are decoded faster with all threads than side by side.
+# Source: queries with all-MiniLM-L6-v2, 2 cores, 152 tokens 27 against 30 ms, 228 tokens 35 against 32 ms, 2026-11-21.
+_LEAST_SIDE = 0.75
+
 OnBatch = Callable[[int, int], None]  # texts and tokens of the batch that was just decoded
 Finish = Callable[[Float32Matrix], Float32Matrix]  # (n, n_embd) as the model gave them to (n, dim) as they are wanted
 
@@ -164,11 +168,11 @@ class Session:
         batch_size: int | None = None,
         on_batch: OnBatch | None = None,
     ) -> tuple[list[int], list[int]]:
-        """Embed texts, tokenizing ahead of the decodes; equal texts are embedded once.
+        """Embed texts, tokenizing ahead of the decodes; equal ones once.
 
         Args:
             texts: any strings.
-            into: (n, dim) float32, filled in the order of `texts`, batch by batch.
+            into: (n, dim) float32, filled in the order of `texts`.
             finish: makes (m, dim) rows of the (m, n_embd) that the model gave.
             truncate: as for `tokenize`.
             prefix: prompt put before each text.
@@ -200,8 +204,8 @@ class Session:
                 how: dict[str, Any] = {"finish": finish, "batch_size": batch_size, "on_batch": each}
                 self._embed(tokens, into, positions[here], prompt=prefix, **how)
         n_tokens = repeats.spread(lengths).tolist()
-        if len(again := repeats.again):
-            repeats.copy(into)
+        repeats.copy(into)
+        if again := repeats.again:
             each(len(again), sum(n_tokens[index] for index in again))
         return n_tokens, repeats.all_of(truncated)
 
@@ -263,6 +267,8 @@ class Session:
                 n_tokens_max = min(self.settings.n_batch, self._opened().room_for(n_prefix))
             rest = [lengths[member] - n_prefix for member in group.members]
             packed = pack(rest, n_tokens_max=n_tokens_max, n_seq_max=n_seq_max)
+            if self._crew is not None and sum(rest) >= _LEAST_SIDE * n_tokens_max:
+                packed = level(packed, rest, n_side=self.n_side)
             batches = [[group.members[index] for index in batch] for batch in packed]
             for members, rows in self._decode(batches, tokens, named, n_prefix):
                 into[positions[members]] = finish(rows)

@@ -44,16 +44,18 @@ class Channel:
     def receive(self) -> tuple[Any, bytes] | None:
         """Read one frame; None where the other end has ended, in the middle of a frame too."""
         lengths = self._reader.read(_LENGTHS.size)
-        if len(lengths) < _LENGTHS.size:
-            return None
-        n_message, n_body = _LENGTHS.unpack(lengths)
+        n_message, n_body = _LENGTHS.unpack(lengths) if len(lengths) == _LENGTHS.size else (1, 0)
         encoded = self._reader.read(n_message)
         body = self._reader.read(n_body)
         if len(encoded) < n_message or len(body) < n_body:
             return None
         return pickle.loads(encoded), body  # noqa: S301 - the other end is this program
 
-    def close(self) -> None:
+    def end(self) -> None:
         """Close the writing end, which is how the other one knows that no more comes."""
         with self._lock:
             self._writer.close()
+
+    def close(self) -> None:
+        """Close the reading end, when nothing comes any more."""
+        self._reader.close()

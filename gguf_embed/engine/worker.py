@@ -380,13 +380,14 @@ class Worker:
             process, opened, self._process, self._opened = self._process, self._opened, None, None
             self._life += 1
             lost, self._tickets = list(self._tickets.values()), {}
+            is_opening = opened is not None and not opened.done()
         error = ClosedError(f"{self._name} was unloaded")
-        if opened is not None and not opened.done():
+        if opened is not None and is_opening:
             opened.set_exception(error)
         for ticket in lost:
             ticket.fail(error)
         if process is not None and os.getpid() == self._process_id:
-            if opened is None or not opened.done():  # it is loading and does not listen
+            if is_opening:  # it does not listen
                 process.kill("it was closed")
             process.close()
 

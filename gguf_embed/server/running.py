@@ -12,6 +12,7 @@ import socket
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 
@@ -74,6 +75,11 @@ class _Server(uvicorn.Server):
         """Begin to accept connections, and tell."""
         await super().startup(sockets)
         self._on_ready()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop for a signal, and take it as answered: uvicorn would end the process by it once more."""
+        super().handle_exit(sig, frame)
+        self._captured_signals.clear()
 
     async def on_tick(self, counter: int) -> bool:
         """Look after the parent now and then."""
