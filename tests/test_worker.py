@@ -13,6 +13,7 @@ from functools import partial
 
 import fake_session
 import numpy as np
+import psutil
 import pytest
 
 from gguf_embed.engine import process
@@ -85,6 +86,40 @@ def test_nothing_is_started_before_it_is_needed(start):
     assert worker.open() == {"pid": worker.process_id}
 
 
+def test_a_progress_that_fails_is_told(start):
+    """To whoever opens; nothing is left running."""
+
+    def fail(*_numbers):
+        raise ZeroDivisionError
+
+    worker = start(sleep_s=20)
+    with pytest.raises(ZeroDivisionError):
+        worker.open(fail)
+    assert worker.process_id is None
+
+
+def test_a_subclass_of_str_is_a_text(start):
+    """It need not be known to the child."""
+
+    class Note(str):
+        __slots__ = ()
+
+    assert words(start(), Note("a b"), Note("c")) == [2, 1]
+
+
+def test_a_worker_that_nobody_holds_ends_its_child(start):
+    """As a model in this process is freed."""
+    worker = Worker(fake_session.opener, name="fake")
+    worker.open()
+    child = worker.process_id
+    assert words(worker, "a") == [1]
+    del worker
+    until = time.monotonic() + 5
+    while psutil.pid_exists(child) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not psutil.pid_exists(child)
+
+
 def test_progress_is_told_while_it_opens(start):
     """As for a download."""
     told = []
@@ -94,13 +129,11 @@ def test_progress_is_told_while_it_opens(start):
 
 def test_many_threads_share_one_worker(start):
     """Each gets its own rows, in packed steps."""
-    worker, counter = start(observer=None), None
+    worker = start()
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         wanted = [["w " * (1 + (number + at) % 9) for at in range(number % 5 + 1)] for number in range(200)]
         found = list(pool.map(lambda texts: words(worker, *texts), wanted))
     assert found == [[len(text.split()) for text in texts] for texts in wanted]
-    assert counter is None
-    assert not worker.n_waiting
 
 
 def test_on_batch_is_called_in_the_callers_thread(start):
@@ -261,7 +294,7 @@ def test_a_child_without_a_sign_of_life_is_killed(start, monkeypatch):
 
 def test_a_decode_without_end_is_killed(start, monkeypatch):
     """It may take many times what those before it took, and no more."""
-    monkeypatch.setattr("gguf_embed.engine.worker._LEAST_S", 0.5)
+    monkeypatch.setattr("gguf_embed.engine.breaker._LEAST_S", 0.5)
     worker = start(slow_s=60)
     assert words(worker, "a") == [1]
     with pytest.raises(WorkerCrashedError, match="many times as long"):

@@ -13,7 +13,6 @@ import signal
 import subprocess
 import tempfile
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -70,19 +69,26 @@ class WorkerProcess:
                 "process (isolation=None), or run gguf-embed serve beside it"
             )
         self._on_message, self._on_end = on_message, on_end
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the child
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log)
+        try:
+            self._log = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the child
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log)
+        except OSError as error:
+            raise BackendError(f"a worker cannot be started: {error}; close other programs and try again") from error
         if self._process.stdin is None or self._process.stdout is None:
             raise BackendError("the worker has no pipes")
         self._channel = Channel(self._process.stdout, self._process.stdin)  # type: ignore[arg-type]
         self._outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._is_closing = threading.Event()
         self._n_silent = 0
-        self._limit: float | None = None  # when what is being decoded must be done, by the monotonic clock
+        self._n_left: float | None = None  # looks until what is being decoded must be done
         self._blame = ""
         self.send(opening)
-        for work in (self._read, self._write, self._watch):
-            threading.Thread(target=work, name=f"gguf-embed-worker{work.__name__}", daemon=True).start()
+        try:
+            for work in (self._read, self._write, self._watch):
+                threading.Thread(target=work, name=f"gguf-embed-worker{work.__name__}", daemon=True).start()
+        except RuntimeError as error:
+            self._process.kill()
+            raise BackendError(f"a worker cannot be looked after: {error}") from error
 
     @property
     def process_id(self) -> int:
@@ -95,7 +101,7 @@ class WorkerProcess:
 
     def expect_within(self, seconds: float | None) -> None:
         """Kill the child unless this is said again in time; None while nothing is expected."""
-        self._limit = None if seconds is None else time.monotonic() + seconds
+        self._n_left = None if seconds is None else seconds / BEAT_S
 
     def close(self, end_s: float = _END_S) -> None:
         """End the child; at once, since its memory is the system's to free. Closing twice is allowed."""
@@ -114,10 +120,15 @@ class WorkerProcess:
     # Threads
 
     def _read(self) -> None:
-        while (frame := self._channel.receive()) is not None:
-            self._n_silent = 0
-            if frame[0][0] != "beat":
-                self._on_message(*frame)
+        try:
+            while (frame := self._channel.receive()) is not None:
+                self._n_silent = 0
+                if frame[0][0] != "beat":
+                    self._on_message(*frame)
+                frame = None  # a large one is not kept while nothing comes
+        except Exception as error:
+            logger.exception("a worker's message could not be taken")
+            self.kill(f"its message could not be taken: {error}")
         self._channel.close()
         self._is_closing.set()
         self._outbox.put(None)
@@ -127,9 +138,15 @@ class WorkerProcess:
         self._on_end(end)
 
     def _write(self) -> None:
-        with contextlib.suppress(OSError):  # it died; why, the end of its output tells
+        try:
             while (message := self._outbox.get()) is not None:
                 self._channel.send(message)
+                message = None
+        except OSError:
+            pass  # it died; why, the end of its output tells
+        except Exception as error:
+            logger.exception("a message could not be sent to a worker")
+            self.kill(f"a message could not be sent to it: {error}")
         with contextlib.suppress(OSError):
             self._channel.end()
 
@@ -142,8 +159,10 @@ class WorkerProcess:
                 self.kill("it was stopped by a signal, and a stopped worker answers nobody")
             elif self._n_silent >= _N_SILENT:
                 self.kill(f"it gave no sign of life for {_N_SILENT * BEAT_S:.0f} s")
-            elif self._limit is not None and time.monotonic() > self._limit:
-                self.kill("a decode took many times as long as those before it")
+            elif self._n_left is not None:
+                self._n_left -= 1
+                if self._n_left < 0:
+                    self.kill("a decode took many times as long as those before it")
 
     def _is_stopped(self) -> bool:
         """Whether a signal has stopped the child; where the system does not tell, its silence will."""

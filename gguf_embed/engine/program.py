@@ -5,8 +5,10 @@ Runs as a program of its own. It must not know models' names or files; how the s
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -55,14 +57,14 @@ class _Host:
         for work in (self._tokenize, self._decode):
             threading.Thread(target=_or_die, args=(work,), daemon=True).start()
 
-    def add(self, job: Job) -> None:
+    def take(self, kind: str, value: Any) -> None:
+        """Take a message: a job, or the number of one that nobody wants any more."""
         with self._changed:
-            self._schedule.add(job)
-            self._changed.notify_all()
-
-    def cancel(self, job_id: int) -> None:
-        with self._changed:
-            self._schedule.remove(job_id)
+            if kind == "cancel":
+                self._schedule.remove(value)
+            else:
+                self._schedule.add(value)
+                self._changed.notify_all()
 
     # Tokenizing
 
@@ -94,6 +96,7 @@ class _Host:
                     self._schedule.tokenized(job, which, tokens)
                 self._end_of(job)
                 self._changed.notify_all()
+            del job, found, tokens
 
     def _end_of(self, job: Job) -> None:
         """Take a job whose every text has been sent off the schedule."""
@@ -115,12 +118,14 @@ class _Host:
             else:
                 self._run(step)
             self._channel.send(("ended",))
+            del step
 
     def _run(self, step: Step) -> None:
         """Decode texts of several jobs; where that fails, each job's alone, so that only the one in fault fails."""
         try:
-            rows = self._session.embed(step.tokens, prompt=step.prompt)
-        except BackendError:
+            batch_size = step.parts[0][0].batch_size  # the same of all
+            rows = self._session.embed(step.tokens, prompt=step.prompt, batch_size=batch_size)
+        except Exception:  # noqa: BLE001 - told by the job whose it is
             start = 0
             for job, positions in step.parts:
                 tokens = step.tokens[start : start + len(positions)]
@@ -169,9 +174,11 @@ class _LogToParent(logging.Handler):
 
 
 def _portable(error: Exception) -> Exception:
-    """The error itself where it can be pickled and is an ordinary one, else one that says the same."""
-    if isinstance(error, (GGUFEmbedError, TypeError, ValueError, MemoryError)):
-        return error
+    """The error itself where the parent can have it, else one that says the same."""
+    if isinstance(error, GGUFEmbedError) or type(error) in (TypeError, ValueError, MemoryError):
+        with contextlib.suppress(Exception):
+            pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
+            return error
     return BackendError(f"the worker failed: {type(error).__name__}: {error}")
 
 
@@ -207,7 +214,8 @@ def main(_argv: Sequence[str]) -> int:
     Returns:
         0 when the parent wants no more; 1 when the session could not be opened, which was told.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the parent's to answer
+    for one in (signal.SIGINT, signal.SIGTERM):  # sent to the group, they are the parent's to answer; it ends stdin
+        signal.signal(one, signal.SIG_IGN)
     channel = _channel()
     first = channel.receive()
     if first is None:
@@ -217,17 +225,14 @@ def main(_argv: Sequence[str]) -> int:
     package.handlers[:], package.propagate = [_LogToParent(channel)], False
     package.setLevel(opening.log_level)
     threading.Thread(target=_or_die, args=(lambda: _beat(channel),), daemon=True).start()
+    del first
     session, code = _open(opening, channel)
-    if session is None:
-        return code
-    host = _Host(session, channel)
-    while (frame := channel.receive()) is not None:
-        kind, value = frame[0]
-        if kind == "cancel":
-            host.cancel(value)
-        else:
-            host.add(value)
-    os._exit(0)  # in the middle of a decode too: the memory is the system's to free
+    host = _Host(session, channel) if session is not None else None
+    while not code and (frame := channel.receive()) is not None:
+        if host is not None:
+            host.take(*frame[0])
+        del frame
+    os._exit(code)  # in the middle of a decode too: the memory is the system's to free
 
 
 def _open(opening: Opening, channel: Channel) -> tuple[Session | None, int]:

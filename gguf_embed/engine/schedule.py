@@ -150,11 +150,17 @@ class Schedule:
         is_turn = self._n_steps % _N_STEPS_TURN == 0
         lane = lanes[1] if not lanes[0] or (lanes[1] and is_turn) else lanes[0]
         first = lane[0]
+        if not first.is_interactive:  # large jobs get on side by side
+            first = min(lane, key=_progress)
         # A job with a batch_size of its own is not mixed with others.
         together = [job for job in lane if job.prompt == first.prompt and job.batch_size == first.batch_size]
-        if not first.is_interactive:  # large jobs get on side by side
-            together.sort(key=lambda job: job.n_taken / len(job.texts))
+        if not first.is_interactive:
+            together.sort(key=_progress)
         return _fill(together, cost_of(first.prompt), size.within(first.batch_size))
+
+
+def _progress(job: Job) -> float:
+    return job.n_taken / len(job.texts)
 
 
 def _fill(jobs: Sequence[Job], cost: Callable[[Tokens], int], size: StepSize) -> Step:

@@ -29,6 +29,7 @@ from gguf_embed.errors import (
     BackendError,
     ClosedError,
     DecodeError,
+    InputError,
     NonFiniteEmbeddingError,
     UnsupportedModelError,
 )
@@ -154,7 +155,10 @@ class Session:
     def cost_of(self, prompt: str) -> Callable[[Tokens], int]:
         """Tell how many tokens a text after this prompt really costs: those beside what its texts share."""
         with self._lock:
-            n_shared = self._sharing.n_prompt_tokens(prompt, self._opened())
+            try:
+                n_shared = self._sharing.n_prompt_tokens(prompt, self._opened())
+            except InputError:  # a prompt that no text can follow; each says so itself
+                n_shared = 0
         return lambda ids: max(1, len(ids) - n_shared)
 
     def embed_texts(

@@ -110,7 +110,7 @@ class Ticket:
         request = self.request
         return Job(
             job_id=self.job_id,
-            texts=[self._repeats.texts[at] for at in self._sent],
+            texts=[str.__str__(self._repeats.texts[at]) for at in self._sent],  # a subclass may not be known there
             names=self._repeats.positions[self._sent].tolist(),
             prompt=request.prompt,
             truncate=request.truncate,

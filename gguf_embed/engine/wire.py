@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 __all__ = ["Channel"]
 
-_LENGTHS = struct.Struct("<IQ")  # bytes of the message, bytes of the body
+_LENGTHS = struct.Struct("<QQ")  # bytes of the message, bytes of the body
 
 
 class Channel:
@@ -44,7 +44,9 @@ class Channel:
     def receive(self) -> tuple[Any, bytes] | None:
         """Read one frame; None where the other end has ended, in the middle of a frame too."""
         lengths = self._reader.read(_LENGTHS.size)
-        n_message, n_body = _LENGTHS.unpack(lengths) if len(lengths) == _LENGTHS.size else (1, 0)
+        if len(lengths) < _LENGTHS.size:
+            return None
+        n_message, n_body = _LENGTHS.unpack(lengths)
         encoded = self._reader.read(n_message)
         body = self._reader.read(n_body)
         if len(encoded) < n_message or len(body) < n_body:

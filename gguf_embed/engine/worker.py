@@ -5,12 +5,12 @@ It must not know models' names or files; how a session is opened it is told, and
 
 from __future__ import annotations
 
-import collections
 import itertools
 import logging
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from gguf_embed.engine.breaker import Breaker, Pace
 from gguf_embed.engine.process import End, WorkerProcess
 from gguf_embed.engine.program import Opener, Opening
 from gguf_embed.engine.tickets import Request, Result, Ticket
@@ -31,11 +32,6 @@ logger = logging.getLogger(__name__)
 
 Float32Matrix = NDArray[np.float32]
 OnProgress = Callable[[int, int], None]
-
-# So many crashes in so long a time are a loop, and nothing is started again for a while.
-_N_CRASHES, _CRASHES_S, _PAUSE_S = 3, 90.0, 60.0
-# A decode may take so many times as long as the speed so far lets expect, and this long at least: a laptop that swaps.
-_PATIENCE, _LEAST_S, _S_PER_TOKEN = 20, 300.0, 1.0
 
 
 class Observer(Protocol):
@@ -86,9 +82,8 @@ class Worker:
         self._ids = itertools.count()
         self._step: _Step | None = None
         self._tokenizing: int | None = None  # the job whose texts were tokenized last
-        self._s_per_token: float | None = None
-        self._crashes: collections.deque[float] = collections.deque(maxlen=_N_CRASHES)
-        self._last_crash: WorkerCrashedError | None = None
+        self._pace = Pace()
+        self._breaker = Breaker(name, clock=clock)
         self._is_closed = False
         self._on_progress: OnProgress | None = None
         self.facts: Any = None
@@ -125,12 +120,13 @@ class Worker:
         Raises:
             GGUFEmbedError: it cannot be started.
         """
+        self._check_process()
         with self._lock:
             self._check()
             if self._opened is None:
                 self._on_progress = on_progress
-                self._start()
-            return self._opened or Future()
+                return self._start()
+            return self._opened
 
     @property
     def is_open(self) -> bool:
@@ -145,58 +141,41 @@ class Worker:
         return None if process is None else process.process_id
 
     @property
-    def n_waiting(self) -> int:
-        """Jobs that are not done."""
-        return len(self._tickets)
-
-    @property
     def trouble(self) -> str | None:
         """Why nothing is started at the moment, or None."""
-        wait_s = self._pause_s()
-        return self._loop_words(wait_s) if wait_s > 0 else None
+        return self._breaker.trouble
 
-    def _check(self) -> None:
+    def _check_process(self) -> None:
+        """Refuse a forked process, before it waits for a lock that somebody may have held."""
         if os.getpid() != self._process_id:
             raise BackendError(
                 f"{self._name}'s worker belongs to the process that this one was forked from; make a new one here"
             )
+
+    def _check(self) -> None:
         if self._is_closed:
             raise ClosedError(f"{self._name} was closed; open it again to embed more")
-        if self._opened is None and (wait_s := self._pause_s()) > 0:
-            raise self._crash_error(self._loop_words(wait_s))
+        if self._opened is None:
+            self._breaker.check()
 
-    def _pause_s(self) -> float:
-        """Seconds until the next start is allowed."""
-        now = self._clock()
-        if len(self._crashes) < _N_CRASHES or self._crashes[-1] - self._crashes[0] > _CRASHES_S:
-            return 0
-        return max(0.0, self._crashes[-1] + _PAUSE_S - now)
-
-    def _loop_words(self, wait_s: float) -> str:
-        return (
-            f"{self._name}'s worker crashed {_N_CRASHES} times in {_CRASHES_S:.0f} s and is not started again for "
-            f"{wait_s:.0f} s. The last time it {self._last_crash.why if self._last_crash else 'ended'}. Run "
-            "gguf-embed doctor; another quantization, or --device cpu, may run."
-        )
-
-    def _crash_error(self, words: str) -> WorkerCrashedError:
-        last = self._last_crash
-        return WorkerCrashedError(words, why=last.why if last else "", return_code=last.return_code if last else 0)
-
-    def _start(self) -> None:
-        self._opened = Future()
+    def _start(self) -> Future[Any]:
+        opened = self._opened = Future()
         self._step = self._tokenizing = None
         self._life += 1
         opening = Opening(
             opener=self._opener_for(self.facts), log_level=logging.getLogger("gguf_embed").getEffectiveLevel()
         )
         try:
-            self._process = WorkerProcess(
-                opening, on_message=partial(self._receive, self._life), on_end=partial(self._ended, self._life)
+            # By weak references, so that a worker that nobody holds ends its child.
+            tell, told = weakref.WeakMethod(self._receive), weakref.WeakMethod(self._ended)
+            self._process = process = WorkerProcess(
+                opening, on_message=partial(_call, tell, self._life), on_end=partial(_call, told, self._life)
             )
         except BaseException:
             self._opened = None
             raise
+        weakref.finalize(self, _end, process, os.getpid())
+        return opened
 
     # Jobs
 
@@ -207,10 +186,11 @@ class Worker:
             WorkerCrashedError: it has crashed too often just now.
             ClosedError: after close().
         """
+        ticket = Ticket(next(self._ids), request, on_cancel=self._cancel)  # not under the lock: it reads all texts
+        if ticket.is_done:
+            return ticket
+        self._check_process()
         with self._lock:
-            ticket = Ticket(next(self._ids), request, on_cancel=self._cancel)
-            if ticket.is_done:
-                return ticket
             opened = self.opening()
             self._tickets[ticket.job_id] = ticket
             if opened.done() and self._process is not None:
@@ -233,10 +213,9 @@ class Worker:
             name, level, text = rest
             logging.getLogger(name).log(level, "%s", text)
         elif kind == "progress":
-            if self._on_progress is not None:
-                self._on_progress(*rest)
+            self._tell_progress(*rest)
         elif kind in ("opened", "unopened"):
-            self._on_opened(kind, rest[0])
+            self._on_opened(life, kind, rest[0])
         elif kind == "begun":
             job_ids, n_texts, n_tokens = rest
             self._begun(_Step(job_ids, n_texts, n_tokens, self._clock()))
@@ -247,16 +226,24 @@ class Worker:
         else:
             self._tell(kind, rest, body)
 
-    def _on_opened(self, kind: str, value: Any) -> None:
+    def _tell_progress(self, n_done: int, n_total: int) -> None:
+        if self._on_progress is None:
+            return
+        try:
+            self._on_progress(n_done, n_total)
+        except Exception as error:  # noqa: BLE001 - it is told to whoever opens
+            self._let_go(error)
+
+    def _on_opened(self, life: int, kind: str, value: Any) -> None:
         with self._lock:
             opened = self._opened
-            if opened is None:
+            if opened is None or life != self._life:
                 return
             if kind == "opened":
                 self.facts = value
                 opened.set_result(value)
-                for ticket in self._tickets.values():
-                    self._send_job(ticket)
+                for ticket in self._tickets.values() if self._process is not None else ():
+                    self._process.send(("job", ticket.job()))
                 return
             self._opened = None
             tickets, self._tickets = list(self._tickets.values()), {}
@@ -264,15 +251,10 @@ class Worker:
         for ticket in tickets:
             ticket.fail(value)
 
-    def _send_job(self, ticket: Ticket) -> None:
-        if self._process is not None:
-            self._process.send(("job", ticket.job()))
-
     def _begun(self, step: _Step) -> None:
         self._step = step
-        expected_s = step.n_tokens * (self._s_per_token or _S_PER_TOKEN)
         if self._process is not None:
-            self._process.expect_within(max(_LEAST_S, (_PATIENCE if self._s_per_token else 1) * expected_s))
+            self._process.expect_within(self._pace.patience_s(step.n_tokens))
 
     def _end_step(self) -> None:
         step, self._step = self._step, None
@@ -281,19 +263,21 @@ class Worker:
         if step is None:
             return
         seconds = self._clock() - step.begun_s
-        # Long texts take longer a token than short ones; the slowest so far is what may come again.
-        self._s_per_token = max(self._s_per_token or 0.0, seconds / max(1, step.n_tokens))
+        self._pace.took(step.n_tokens, seconds)
         if self._observer is not None:
             self._observer.decoded(step.n_texts, step.n_tokens, seconds)
 
     def _tell(self, kind: str, rest: list[Any], body: bytes) -> None:
+        if kind in ("tokenized", "failed"):
+            self._tokenizing = None
         ticket = self._tickets.get(rest[0])
         if ticket is None:
             return  # it was cancelled
         if ticket.take(kind, rest[1:], body):
             with self._lock:
-                self._tickets.pop(ticket.job_id, None)
-            ticket.settle()
+                is_ours = self._tickets.pop(ticket.job_id, None) is not None
+            if is_ours:  # and not of somebody who has just stopped this worker
+                ticket.settle()
 
     # Ends
 
@@ -305,41 +289,36 @@ class Worker:
             opened, self._opened, self._process = self._opened, None, None
             if opened is None:
                 return  # it said that it could not be opened
-            crash = self._crash(end)
+            crash = self._breaker.crashed(end.words, end.return_code)
             lost = self._lost_with(is_open=opened.done())
         if not opened.done():
             opened.set_exception(crash)
         for ticket in lost:
             ticket.fail(crash)
+        with self._lock:
+            if self._tickets and self._opened is None and not self._is_closed:
+                self._start_again()
         if self._observer is not None:
             self._observer.crashed(crash)
 
-    def _crash(self, end: End) -> WorkerCrashedError:
-        self._crashes.append(self._clock())
-        self._last_crash = WorkerCrashedError(
-            f"{self._name}'s worker {end.words}. It is started again when it is needed.",
-            why=end.words,
-            return_code=end.return_code,
-        )
-        logger.warning("%s", self._last_crash)
-        return self._last_crash
+    def _start_again(self) -> None:
+        """Start the next child for those who wait, or tell them why there is none."""
+        try:
+            self._check()
+            self._start()
+        except Exception as error:  # noqa: BLE001 - told to those who wait
+            tickets, self._tickets = list(self._tickets.values()), {}
+            for ticket in tickets:
+                ticket.fail(error)
 
     def _lost_with(self, *, is_open: bool) -> list[Ticket]:
-        """Take off the jobs that died with the child; start again at once where others wait."""
+        """Take off the jobs that died with the child."""
         begun = set(self._step.job_ids) if self._step is not None else set()
         if (suspect := self._tickets.get(-1 if self._tokenizing is None else self._tokenizing)) is not None:
             suspect.n_crashes += 1  # the first may be another's doing, and this one is tried again
         lost = [one for one in self._tickets.values() if one.job_id in begun or one.n_crashes > 1 or not is_open]
         for ticket in lost:
             del self._tickets[ticket.job_id]
-        if self._tickets:
-            try:
-                self._check()
-                self._start()
-            except BackendError as error:
-                for ticket in self._tickets.values():
-                    ticket.fail(error)
-                self._tickets = {}
         return lost
 
     # As a Session
@@ -374,24 +353,47 @@ class Worker:
         result = self.submit(Request(texts=texts, prompt=prefix, truncate=truncate, finish=None)).wait(None)
         return result.tokens, result.truncated
 
-    def stop(self) -> None:
-        """End the child, which frees all of its memory; the next job starts another. Its jobs fail with ClosedError."""
+    def detach(self) -> Callable[[], None]:
+        """Let go of the child, now: its jobs fail with ClosedError, and the next one starts another.
+
+        Returns:
+            What ends it, and waits until its memory is free.
+        """
+        process = self._let_go(ClosedError(f"{self._name} was unloaded"))
+        return (lambda: None) if process is None else process.close
+
+    def _let_go(self, error: Exception) -> WorkerProcess | None:
         with self._lock:
             process, opened, self._process, self._opened = self._process, self._opened, None, None
             self._life += 1
             lost, self._tickets = list(self._tickets.values()), {}
-            is_opening = opened is not None and not opened.done()
-        error = ClosedError(f"{self._name} was unloaded")
-        if opened is not None and is_opening:
+        if opened is not None and not opened.done():
             opened.set_exception(error)
+            if process is not None:
+                process.kill("it is not wanted any more")  # it does not listen while it loads
         for ticket in lost:
             ticket.fail(error)
-        if process is not None and os.getpid() == self._process_id:
-            if is_opening:  # it does not listen
-                process.kill("it was closed")
-            process.close()
+        return process
+
+    def stop(self) -> None:
+        """End the child, which frees all of its memory; the next job starts another."""
+        self.detach()()
 
     def close(self) -> None:
         """End the child for good; closing twice is allowed."""
+        if os.getpid() != self._process_id:
+            return  # the child is the other process's
         self._is_closed = True
         self.stop()
+
+
+def _call(method: weakref.WeakMethod[Any], *arguments: Any) -> None:
+    """Call a method of what may be gone."""
+    if (bound := method()) is not None:
+        bound(*arguments)
+
+
+def _end(process: WorkerProcess, process_id: int) -> None:
+    """End the child of a worker that nobody holds any more; not in a process that was forked from its own."""
+    if os.getpid() == process_id:
+        process.send(None)

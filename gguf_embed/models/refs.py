@@ -187,7 +187,7 @@ def select_file(files: Sequence[_File], quant: str, *, model_id: str) -> _File:
 def _name_reference(text: str, wanted: str, registry: Registry) -> Reference:
     if (spec := registry.find(wanted)) is not None:
         return Reference(text=text, spec=spec)
-    ollama = re.fullmatch(rf"(.+:.+)-({_SPELLING})", wanted, re.IGNORECASE)  # qwen3-embedding:4b-q8_0
+    ollama = re.fullmatch(rf"([^:]+:[^:]+)-({_SPELLING})", wanted, re.IGNORECASE)  # qwen3-embedding:4b-q8_0
     if ollama and (spec := registry.find(ollama[1])) is not None:
         return Reference(text=text, spec=spec, quant=_quant_of_spec(ollama[2], spec))
     name, colon, tag = wanted.rpartition(":")
