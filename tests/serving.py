@@ -25,7 +25,8 @@ class Served:
         options: of the command line.
     """
 
-    def __init__(self, folder: Path, starter: Path, *options: str, wait: bool = True, **environment: str) -> None:
+    def __init__(self, folder: Path, starter: Path, *options: str, wait: bool = True, start_new_session: bool = False,
+                 **environment: str) -> None:  # fmt: skip
         env = {key: value for key, value in os.environ.items() if not key.startswith(("GGUF_EMBED_", "HF_"))}
         env |= {
             "GGUF_EMBED_CACHE_DIR": str(starter.parents[1]), "GGUF_EMBED_CONFIG_DIR": str(folder / "config"),
@@ -35,8 +36,9 @@ class Served:
         with self.log_path.open("wb") as log:
             port = () if "--uds" in options else ("--port", "0")
             self.process = subprocess.Popen(
-                [*PROGRAM, "serve", *options, *port], stdout=subprocess.PIPE, stderr=log, env=env, text=True
-            )
+                [*PROGRAM, "serve", *options, *port], stdout=subprocess.PIPE, stderr=log, env=env, text=True,
+                start_new_session=start_new_session,
+            )  # fmt: skip
         self.url = self.process.stdout.readline().strip()
         if not self.url:
             self.process.communicate()

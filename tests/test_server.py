@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +14,11 @@ import pytest
 pytest.importorskip("starlette")
 
 from gguf_embed import errors
-from gguf_embed.errors import DownloadError, GGUFEmbedError, WorkerCrashedError
+from gguf_embed.errors import DimensionError, DownloadError, GGUFEmbedError, WorkerCrashedError
 from gguf_embed.server.metrics import Metrics
-from gguf_embed.server.refusals import STATUS, Refusal, public_words, refusal_of
+from gguf_embed.server.refusals import STATUS, Refusal, hide, public_words, refusal_of
 from gguf_embed.server.rows import reply_with_rows, to_base64
+from gguf_embed.server.service import wrong_options
 from gguf_embed.server.settings import ServerSettings, is_loopback, parse_keep_alive
 
 CLASSES = [one for one in vars(errors).values() if inspect.isclass(one) and issubclass(one, GGUFEmbedError)]
@@ -70,7 +72,12 @@ def test_every_class_of_error_has_a_status(cls):
 def test_bugs_are_no_refusals():
     """They are logged and answered with 500."""
     assert refusal_of(KeyError("x")) is None
-    assert refusal_of(ValueError("wrong")).status == 400
+    assert refusal_of(ValueError("wrong")) is None
+    with pytest.raises(Refusal, match="wrong") as caught, wrong_options():
+        raise ValueError("wrong")
+    assert caught.value.status == 400
+    with pytest.raises(DimensionError), wrong_options():
+        raise DimensionError("x", dim=1, allowed="2")
     refusal = Refusal(404, "x")
     assert refusal_of(refusal) is refusal
 
@@ -79,7 +86,8 @@ def test_bugs_are_no_refusals():
     ("message", "public"),
     [
         ("/home/me/.cache/hub/model.gguf: no", "model.gguf: no"),
-        ("cannot read '/root/a b/x.gguf'", "cannot read 'a b/x.gguf'"),
+        ("error:/home/joe/models/x.gguf", "error:x.gguf"),
+        ("/known/Some Folder/models/x.gguf: no", "models/x.gguf: no"),
         ("C:\\Users\\me\\x.gguf is gone", "x.gguf is gone"),
         ("~/models/x.gguf", "x.gguf"),
         ("owner/repo/file.gguf has none", "owner/repo/file.gguf has none"),
@@ -90,7 +98,8 @@ def test_bugs_are_no_refusals():
     ],
 )
 def test_clients_read_no_folders_and_no_secrets(message, public):
-    """The last part of a path is enough."""
+    """The last part of a path is enough; of folders that are known, what is below them."""
+    hide(Path("/known/Some Folder"))
     assert public_words(message) == public
     assert refusal_of(DownloadError(message, url="u", attempts=1)).message == public
 

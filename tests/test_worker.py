@@ -74,6 +74,9 @@ def test_rows_come_in_the_order_of_the_texts_with_their_counts(start):
     assert result.rows[0, 2] != 2 * os.getpid()
     assert result.n_tokens == [2, 1, 2, 50]
     assert result.truncated == [3]
+    until = time.monotonic() + 5
+    while sum(n_texts for n_texts, _ in counter.steps) < 3:  # a step is counted after its rows were told
+        assert time.monotonic() < until
     assert sum(n_texts for n_texts, _ in counter.steps) == 3
 
 

@@ -86,6 +86,7 @@ class Worker:
         self._breaker = Breaker(name, clock=clock)
         self._is_closed = False
         self._on_progress: OnProgress | None = None
+        self._finalizer: weakref.finalize[..., Any] = weakref.finalize(self, int)  # of nothing yet
         self.facts: Any = None
 
     # Opening
@@ -174,7 +175,8 @@ class Worker:
         except BaseException:
             self._opened = None
             raise
-        weakref.finalize(self, _end, process, os.getpid())
+        self._finalizer.detach()  # of the child before
+        self._finalizer = weakref.finalize(self, _end, process, os.getpid())
         return opened
 
     # Jobs
@@ -236,14 +238,14 @@ class Worker:
 
     def _on_opened(self, life: int, kind: str, value: Any) -> None:
         with self._lock:
-            opened = self._opened
-            if opened is None or life != self._life:
+            opened, process = self._opened, self._process
+            if opened is None or process is None or life != self._life:
                 return
             if kind == "opened":
                 self.facts = value
                 opened.set_result(value)
-                for ticket in self._tickets.values() if self._process is not None else ():
-                    self._process.send(("job", ticket.job()))
+                for ticket in self._tickets.values():
+                    process.send(("job", ticket.job()))
                 return
             self._opened = None
             tickets, self._tickets = list(self._tickets.values()), {}

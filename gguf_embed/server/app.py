@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 from starlette.responses import Response
@@ -27,7 +28,8 @@ from gguf_embed.server.metrics import Metrics
 from gguf_embed.server.openapi import Operation, describe
 from gguf_embed.server.page import Page
 from gguf_embed.server.pool import Pool
-from gguf_embed.server.refusals import Refusal
+from gguf_embed.server.pulls import fetch
+from gguf_embed.server.refusals import Refusal, hide
 from gguf_embed.server.service import Service
 from gguf_embed.server.settings import ServerSettings
 
@@ -49,6 +51,7 @@ class App:
 
     def __init__(self, settings: ServerSettings, config: Config) -> None:
         self.settings = settings
+        hide(config.hub_cache, config.cache_dir, config.state_dir, config.config_dir, Path.home())
         self.metrics = Metrics(lambda: operations.gauges(self.service))
         self.pool = Pool(settings, Catalog(config), self.metrics)
         self.service = Service(self.pool)
@@ -57,7 +60,7 @@ class App:
         self._tei = tei.TEI(self.service)
         self._operations = list(self._all_operations())
         self._document = describe(self._operations)
-        self._guarded = Guard(self._router(), settings=settings, dialect_of=self._dialect_of)
+        self._guarded = Guard(self._router(), settings=settings, dialect_of=self._dialect_of, metrics=self.metrics)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -118,12 +121,10 @@ class App:
 
     def _endpoint(self, operation: Operation) -> Endpoint:
         handler: Handler = operation.handler
-        limits = Limits(max_body_bytes=self.settings.max_body_bytes)
+        limits = Limits(max_body_bytes=self.settings.max_body_bytes, timeout_s=self.settings.timeout_s)
         return Endpoint(handler, dialect=self._dialect_of(operation.path), metrics=self.metrics, limits=limits)
 
     async def _nowhere(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return
         refusal = Refusal(
             HTTPStatus.NOT_FOUND, f"there is no {scope['path'][:200]} here; /openapi.json lists what there is"
         )
@@ -148,9 +149,12 @@ class App:
     async def _preload(self) -> None:
         for hosted in self.pool.served:
             try:
+                await fetch(self.pool, hosted)  # first and apart, so that others may be loaded meanwhile
                 await self.pool.load(hosted)
             except GGUFEmbedError as error:
                 logger.error("%s is not loaded: %s", hosted.name, error)  # noqa: TRY400 - it says why
+            except Exception:
+                logger.exception("%s is not loaded", hosted.name)
             else:
                 plan = hosted.opened.selection.plan if hosted.opened is not None else None
                 logger.info("%s is ready: %s, %s", hosted.name, plan.quant if plan else "", plan.reason if plan else "")

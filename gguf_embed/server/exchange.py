@@ -21,7 +21,18 @@ from starlette.types import Receive, Scope, Send
 from gguf_embed.server.metrics import Metrics
 from gguf_embed.server.refusals import Refusal, refusal_of
 
-__all__ = ["Dialect", "Endpoint", "Exchange", "Limits", "decode", "json_reply", "refuse", "stream_reply", "too_large"]
+__all__ = [
+    "ClientLeftError",
+    "Dialect",
+    "Endpoint",
+    "Exchange",
+    "Limits",
+    "decode",
+    "json_reply",
+    "refuse",
+    "stream_reply",
+    "too_large",
+]
 
 logger = logging.getLogger(__name__)
 access = logging.getLogger("gguf_embed.server.access")
@@ -32,6 +43,10 @@ _SILENCE_S = 30.0  # between two parts of a body
 _LEFT = 499  # nginx's word for a client that left; nobody reads it
 
 
+class ClientLeftError(Exception):
+    """Nobody is there to be answered."""
+
+
 class Dialect(Protocol):
     """How one family of clients wants to be told of errors."""
 
@@ -40,6 +55,9 @@ class Dialect(Protocol):
     def error(self, refusal: Refusal) -> Any:
         """Return the body of an error, as JSON takes it."""
 
+    def status(self, refusal: Refusal) -> int:
+        """Return the status of an error, which dialects do not agree on."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -47,9 +65,11 @@ class Limits:
 
     Attributes:
         max_body_bytes: of its body.
+        timeout_s: for all of it to arrive.
     """
 
     max_body_bytes: int
+    timeout_s: float
 
 
 class Exchange:
@@ -82,14 +102,18 @@ class Exchange:
         Raises:
             Refusal: it is too large, too slow, or the client left.
         """
+        try:
+            async with asyncio.timeout(self._limits.timeout_s):
+                return await self._read_all()
+        except TimeoutError:
+            raise Refusal(HTTPStatus.REQUEST_TIMEOUT, "the body took too long to arrive") from None
+
+    async def _read_all(self) -> bytes:
         parts, n_bytes = [], 0
         while True:
-            try:
-                message = await asyncio.wait_for(self._receive(), _SILENCE_S)
-            except TimeoutError:
-                raise Refusal(HTTPStatus.REQUEST_TIMEOUT, f"nothing came for {_SILENCE_S:.0f} s") from None
+            message = await asyncio.wait_for(self._receive(), _SILENCE_S)
             if message["type"] == "http.disconnect":
-                raise Refusal(HTTPStatus.BAD_REQUEST, "the client left")
+                raise ClientLeftError
             parts.append(message.get("body", b""))
             n_bytes += len(parts[-1])
             if n_bytes > self._limits.max_body_bytes:
@@ -142,14 +166,12 @@ class Endpoint:
         limits: for the body.
 
     Attributes:
-        handler: as given; its docstring describes the operation.
-        body: the type of the body that it reads, None for none.
+        handler: as given.
+        dialect: as given.
     """
 
-    def __init__(
-        self, handler: Handler, *, dialect: Dialect, metrics: Metrics, limits: Limits, body: type | None = None
-    ) -> None:
-        self.handler, self.dialect, self.body = handler, dialect, body
+    def __init__(self, handler: Handler, *, dialect: Dialect, metrics: Metrics, limits: Limits) -> None:
+        self.handler, self.dialect = handler, dialect
         self._metrics, self._limits = metrics, limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -160,6 +182,8 @@ class Endpoint:
         try:
             try:
                 response = await self.handler(exchange)
+            except ClientLeftError:
+                return
             except Exception as error:  # noqa: BLE001 - answered, and a bug is logged with its traceback
                 response = self.answer_to(error)
             status = response.status_code
@@ -167,7 +191,12 @@ class Endpoint:
         finally:
             seconds = time.monotonic() - started_s
             self._metrics.answered(self.dialect.name, status, seconds)
-            facts = {"method": scope["method"], "path": scope["path"], "status": status, "ms": round(1000 * seconds, 1)}
+            facts = {
+                "method": scope["method"],
+                "path": scope["raw_path"].decode("latin-1"),
+                "status": status,
+                "ms": round(1000 * seconds, 1),
+            }
             access.info("%(method)s %(path)s %(status)s %(ms)s ms", facts, extra={"facts": facts | exchange.facts})
 
     def answer_to(self, error: Exception) -> Response:
@@ -184,11 +213,11 @@ def refuse(dialect: Dialect, refusal: Refusal) -> Response:
     headers = {}
     if refusal.retry_after_s is not None:
         headers["retry-after"] = str(refusal.retry_after_s)
-    if refusal.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+    if refusal.status in (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.REQUEST_TIMEOUT):
         headers["connection"] = "close"  # the rest of the body is not read
     if refusal.status == HTTPStatus.UNAUTHORIZED:
         headers["www-authenticate"] = "Bearer"
-    return json_reply(dialect.error(refusal), status=refusal.status, headers=headers)
+    return json_reply(dialect.error(refusal), status=dialect.status(refusal), headers=headers)
 
 
 def too_large(max_body_bytes: int) -> Refusal:

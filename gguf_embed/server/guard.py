@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gguf_embed.server.exchange import Dialect, refuse, too_large
+from gguf_embed.server.metrics import Metrics
 from gguf_embed.server.refusals import Refusal
 from gguf_embed.server.settings import ServerSettings
 
@@ -36,10 +37,13 @@ class Guard:
         app: what answers those who may ask.
         settings: of the server.
         dialect_of: whose errors a path's clients read.
+        metrics: where a refusal is counted.
     """
 
-    def __init__(self, app: ASGIApp, *, settings: ServerSettings, dialect_of: Callable[[str], Dialect]) -> None:
-        self._app, self._settings, self._dialect_of = app, settings, dialect_of
+    def __init__(
+        self, app: ASGIApp, *, settings: ServerSettings, dialect_of: Callable[[str], Dialect], metrics: Metrics
+    ) -> None:
+        self._app, self._settings, self._dialect_of, self._metrics = app, settings, dialect_of, metrics
         self._hosts = {name.lower() for name in settings.allow_hosts}
         self._origins = {name.lower().rstrip("/") for name in settings.allow_origins}
         self._key = settings.api_key.encode() if settings.api_key is not None else None
@@ -51,7 +55,7 @@ class Guard:
             return
         headers: dict[bytes, bytes] = dict(scope["headers"])
         origin = headers.get(b"origin", b"").decode("latin-1")
-        is_allowed = self._is_allowed(origin)
+        is_allowed = self._is_allowed(origin, headers.get(b"host", b"").decode("latin-1"))
         if origin and is_allowed:
             send = _with_cors(send, origin)
         dialect = self._dialect_of(scope["path"])
@@ -64,15 +68,20 @@ class Guard:
             self._check_body(scope, headers)
             await self._app(scope, receive, send)
         except Refusal as refusal:
-            await refuse(dialect, refusal)(scope, receive, send)
+            response = refuse(dialect, refusal)
         except HTTPException as error:  # the router's: no such method
             response = refuse(dialect, Refusal(HTTPStatus(error.status_code), f"{scope['method']}: {error.detail}"))
             response.headers.update(error.headers or {})
-            await response(scope, receive, send)
+        else:
+            return
+        self._metrics.answered(dialect.name, response.status_code, 0.0)
+        await response(scope, receive, send)
 
-    def _is_allowed(self, origin: str) -> bool:
+    def _is_allowed(self, origin: str, host: str) -> bool:
         if not origin or "*" in self._origins or origin.lower() in self._origins:
             return True
+        if host and origin.lower() in (f"http://{host.lower()}", f"https://{host.lower()}"):
+            return True  # this server's own page; the host is checked
         return _LOCAL_ORIGIN.fullmatch(origin) is not None
 
     def _check_sender(self, headers: dict[bytes, bytes], origin: str, *, is_allowed: bool) -> None:
@@ -125,7 +134,11 @@ def _with_cors(send: Send, origin: str) -> Send:
 
     async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
-            named = [(b"access-control-allow-origin", origin.encode("latin-1")), (b"vary", b"origin")]
+            named = [
+                (b"access-control-allow-origin", origin.encode("latin-1")),
+                (b"access-control-expose-headers", b"retry-after"),
+                (b"vary", b"origin"),
+            ]
             message = {**message, "headers": [*message.get("headers", ()), *named]}
         await send(message)
 

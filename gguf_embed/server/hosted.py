@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from gguf_embed.engine.program import Opener
 from gguf_embed.engine.worker import Worker
-from gguf_embed.errors import GGUFEmbedError, WorkerCrashedError
+from gguf_embed.errors import ClosedError, GGUFEmbedError, WorkerCrashedError
 from gguf_embed.models.refs import Reference
 from gguf_embed.models.specs import ModelSpec
 from gguf_embed.opening import Opened, Wish, opener_for
@@ -33,6 +34,7 @@ class Hosted:
         clock: stands in for time.monotonic, for tests.
 
     Attributes:
+        is_giving_way: about to be unloaded; who comes now waits.
         evictable_bytes: memory that others would give up for it, while it is being loaded.
         n_active: requests that use it.
         last_used_s: by the clock.
@@ -54,7 +56,8 @@ class Hosted:
         self.name, self.reference, self.is_served = name, reference, is_served
         self._wish, self._metrics, self._clock = wish, metrics, clock
         self.worker = Worker(self._opener, name=name, observer=self)
-        self.loading = asyncio.Lock()
+        self._loading: asyncio.Task[None] | None = None
+        self.is_giving_way = False
         self.evictable_bytes = 0
         self.n_active = 0
         self.last_used_s = clock()
@@ -84,7 +87,18 @@ class Hosted:
     @property
     def is_loading(self) -> bool:
         """Whether it is on its way."""
-        return self.loading.locked()
+        return self._loading is not None and not self._loading.done()
+
+    def is_same(self, reference: Reference) -> bool:
+        """Whether a reference with a quantization means the file that runs here."""
+        if (
+            self.spec is None
+            or reference.spec is not self.spec
+            or reference.quant is None
+            or reference.repo is not None
+        ):
+            return False
+        return self.opened is not None and self.opened.selection.plan.quant == reference.quant
 
     @property
     def held_bytes(self) -> int:
@@ -113,26 +127,32 @@ class Hosted:
         """Until it is unloaded."""
         return max(0.0, self.expires_s - self._clock())
 
-    async def load(self) -> None:
+    async def loaded(self, load: Callable[[Hosted], Coroutine[Any, Any, None]]) -> None:
+        """Wait until it is in memory; loading goes on when one who waits leaves.
+
+        Raises:
+            GGUFEmbedError: it cannot be loaded.
+        """
+        if self._loading is None or self._loading.done():
+            self._loading = asyncio.create_task(load(self))
+            self._loading.add_done_callback(self._note)
+        await asyncio.shield(self._loading)
+
+    def _note(self, loading: asyncio.Task[None]) -> None:
+        """Keep why it could not be loaded; that it was unloaded meanwhile is no trouble."""
+        error = None if loading.cancelled() else loading.exception()
+        self.trouble = error if isinstance(error, GGUFEmbedError) and not isinstance(error, ClosedError) else None
+
+    async def open(self) -> None:
         """Open it; the caller has seen to the memory.
 
         Raises:
             GGUFEmbedError: it cannot be opened.
         """
-        opening = self.worker.opening(self._progress)
-        try:
-            await asyncio.shield(asyncio.wrap_future(opening))
-        except GGUFEmbedError as error:
-            self.trouble = error
-            raise
-        self.trouble = None
+        await asyncio.wrap_future(self.worker.opening(self._progress))
 
     def _progress(self, n_done: int, n_total: int) -> None:
         self.n_done, self.n_total = n_done, n_total
-
-    def unload(self) -> None:
-        """Take it out of memory, which its process gives back by ending."""
-        self.worker.stop()
 
     # Observer, called in the worker's threads
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
-import math
 from collections.abc import AsyncIterator
 from http import HTTPStatus
 from typing import Any
@@ -24,7 +23,7 @@ from gguf_embed.server.hosted import Hosted
 from gguf_embed.server.pulls import Pull
 from gguf_embed.server.refusals import Refusal, refusal_of
 from gguf_embed.server.rows import reply_with_rows
-from gguf_embed.server.service import Answer, Call, Service
+from gguf_embed.server.service import Answer, Call, Service, wrong_options
 from gguf_embed.server.settings import parse_keep_alive
 
 __all__ = ["EmbedRequest", "LegacyRequest", "ModelRequest", "Ollama", "PullRequest"]
@@ -32,6 +31,7 @@ __all__ = ["EmbedRequest", "LegacyRequest", "ModelRequest", "Ollama", "PullReque
 # The version of Ollama whose routes these are: its clients look whether they can be used.
 _VERSION = "0.30.0"
 _NS = 1_000_000_000
+_ALWAYS_S = 100 * 365 * 86_400.0
 
 
 class EmbedRequest(msgspec.Struct, kw_only=True):
@@ -116,6 +116,10 @@ class Ollama:
             message = f"the input length exceeds the context length: {message}"
         return {"error": message}
 
+    def status(self, refusal: Refusal) -> int:
+        """As it is; too many texts are a bad request there."""
+        return HTTPStatus.BAD_REQUEST if refusal.code == "too_many_inputs" else refusal.status
+
     async def root(self, _exchange: Exchange) -> Response:
         """Say that a server is here, as clients expect it."""
         return PlainTextResponse("Ollama is running")
@@ -172,7 +176,7 @@ class Ollama:
 
     async def tags(self, _exchange: Exchange) -> Response:
         """List the models on this disk."""
-        return json_reply({"models": [_tag(file) for file in self._pool.available()]})
+        return json_reply({"models": [_tag(name, file) for name, file in self._pool.available().items()]})
 
     async def show(self, exchange: Exchange) -> Response:
         """Describe a model."""
@@ -249,7 +253,8 @@ def _texts(given: Any) -> list[str]:
 
 
 def _keep_alive(given: str | float | None) -> float | None:
-    return None if given is None else parse_keep_alive(given)
+    with wrong_options():
+        return None if given is None else parse_keep_alive(given)
 
 
 def _named(model: str | None, name: str | None) -> str:
@@ -270,12 +275,11 @@ def _details(family: str, quant: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _tag(file: FileOnDisk) -> dict[str, Any]:
+def _tag(name: str, file: FileOnDisk) -> dict[str, Any]:
     try:
         modified_s = file.path.stat().st_mtime
     except OSError:
         modified_s = 0.0
-    name = f"{file.model_id}:{file.quant}" if file.quant else file.model_id
     digest = file.path.resolve().name  # a blob of the Hugging Face cache carries its sha256 as its name
     if len(digest) != 64:
         digest = hashlib.sha256(f"{name} {file.size_bytes} {modified_s}".encode()).hexdigest()
@@ -287,8 +291,8 @@ def _tag(file: FileOnDisk) -> dict[str, Any]:
 
 def _running(hosted: Hosted) -> dict[str, Any]:
     plan = hosted.opened.selection.plan if hosted.opened is not None else None
-    seconds = hosted.seconds_left
-    until = dt.datetime.now(tz=dt.UTC).timestamp() + (seconds if math.isfinite(seconds) else 100 * 365 * 86400)
+    seconds = min(hosted.seconds_left, _ALWAYS_S)
+    until = dt.datetime.now(tz=dt.UTC).timestamp() + seconds
     return {
         "name": hosted.name,
         "model": hosted.name,

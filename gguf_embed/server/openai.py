@@ -13,11 +13,12 @@ import msgspec
 from starlette.responses import Response
 
 from gguf_embed.encoding import EncodeOptions
+from gguf_embed.models.specs import ModelSpec
+from gguf_embed.opening import Opened
 from gguf_embed.server.exchange import Exchange, json_reply
-from gguf_embed.server.hosted import Hosted
 from gguf_embed.server.refusals import Refusal
 from gguf_embed.server.rows import reply_with_rows, to_base64
-from gguf_embed.server.service import Call, Service
+from gguf_embed.server.service import Call, Service, wrong_options
 
 __all__ = ["EmbeddingsRequest", "OpenAI", "check_texts"]
 
@@ -76,6 +77,10 @@ class OpenAI:
             kind = "authentication_error"
         return {"error": {"message": refusal.message, "type": kind, "param": refusal.param, "code": refusal.code}}
 
+    def status(self, refusal: Refusal) -> int:
+        """As it is; too many texts are a bad request there."""
+        return HTTPStatus.BAD_REQUEST if refusal.code == "too_many_inputs" else refusal.status
+
     async def embeddings(self, exchange: Exchange) -> Response:
         """Embed texts."""
         wanted = await exchange.read(EmbeddingsRequest)
@@ -83,12 +88,13 @@ class OpenAI:
         if "" in texts:
             raise Refusal(HTTPStatus.BAD_REQUEST, f"input {texts.index('')} is empty", param="input")
         prompt_name = wanted.prompt_name or wanted.input_type or ("query" if wanted.task is not None else None)
-        options = EncodeOptions(
-            prompt_name=prompt_name,
-            task=wanted.task,
-            truncate_dim=wanted.dimensions,
-            truncate=wanted.truncate or "error",
-        )
+        with wrong_options():
+            options = EncodeOptions(
+                prompt_name=prompt_name,
+                task=wanted.task,
+                truncate_dim=wanted.dimensions,
+                truncate=wanted.truncate or "error",
+            )
         call = Call(model=wanted.model, texts=texts, options=options, is_query=prompt_name == "query")
         answer = await self._service.embed(call, exchange.gone)
         n_tokens = sum(answer.result.n_tokens)
@@ -104,28 +110,30 @@ class OpenAI:
     async def models(self, _exchange: Exchange) -> Response:
         """List the models that can be asked for."""
         pool = self._service.pool
-        data = {hosted.name: self._facts(hosted) for hosted in pool.hosted}
-        for file, hosted in pool.available().items():
-            data.setdefault(hosted.name, self._facts(hosted, created=_mtime(file.path)))
+        data = {one.name: _facts(one.name, one.spec, one.opened, created=self._started) for one in pool.hosted}
+        for name, file in pool.available().items():
+            reference = pool.parse(name)
+            if name not in data and not any(hosted.is_same(reference) for hosted in pool.hosted):
+                data[name] = _facts(name, reference.spec, None, created=_mtime(file.path))
         return json_reply({"object": "list", "data": list(data.values())})
 
     async def model(self, exchange: Exchange) -> Response:
         """Describe one of them."""
-        return json_reply(self._facts(self._service.pool.find(exchange.path_params["model"])))
+        one = self._service.pool.find(exchange.path_params["model"])
+        return json_reply(_facts(one.name, one.spec, one.opened, created=self._started))
 
-    def _facts(self, hosted: Hosted, created: int | None = None) -> dict[str, Any]:
-        spec, opened = hosted.spec, hosted.opened
-        max_len = opened.max_tokens if opened is not None else spec.max_tokens if spec is not None else None
-        n_embd = opened.n_embd if opened is not None else spec.n_embd if spec is not None else None
-        return {
-            "id": hosted.name,
-            "object": "model",
-            "created": created or self._started,
-            "owned_by": (spec.base_repo.partition("/")[0] if spec is not None else "") or "local",
-            "max_model_len": max_len,
-            "dimensions": n_embd,
-            "loaded": hosted.is_loaded,
-        }
+
+def _facts(name: str, spec: ModelSpec | None, opened: Opened | None, *, created: int) -> dict[str, Any]:
+    max_len = opened.max_tokens if opened is not None else spec.max_tokens if spec is not None else None
+    n_embd = opened.n_embd if opened is not None else spec.n_embd if spec is not None else None
+    return {
+        "id": name,
+        "object": "model",
+        "created": created,
+        "owned_by": (spec.base_repo.partition("/")[0] if spec is not None else "") or "local",
+        "max_model_len": max_len,
+        "dimensions": n_embd,
+    }
 
 
 def _mtime(path: Path) -> int:

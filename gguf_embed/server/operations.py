@@ -21,7 +21,7 @@ from gguf_embed.server.exchange import Exchange, json_reply
 from gguf_embed.server.hosted import Hosted
 from gguf_embed.server.metrics import CONTENT_TYPE, Metrics
 from gguf_embed.server.refusals import public_words
-from gguf_embed.server.service import Service
+from gguf_embed.server.service import Service, wrong_options
 from gguf_embed.server.settings import parse_keep_alive
 
 __all__ = ["LoadRequest", "Operations", "UnloadRequest", "gauges"]
@@ -100,7 +100,8 @@ class Operations:
         """Load a model before it is needed."""
         wanted = await exchange.read(LoadRequest)
         hosted = self._service.pool.find(wanted.model)
-        keep_alive_s = None if wanted.keep_alive is None else parse_keep_alive(wanted.keep_alive)
+        with wrong_options():
+            keep_alive_s = None if wanted.keep_alive is None else parse_keep_alive(wanted.keep_alive)
         await self._service.pool.load(hosted, keep_alive_s)
         return json_reply(_facts(hosted))
 

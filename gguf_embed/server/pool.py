@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+import re
 from collections.abc import AsyncIterator, Iterable
 from http import HTTPStatus
 
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 _LOOK_S = 1.0
 _BUSY_LOOK_S = 0.05
 _SHELF_S = 5.0
+_MAX_NAME = 256
+_PATH = re.compile(r"[./~]|[A-Za-z]:[/]|file:", re.IGNORECASE)
 
 
 class Pool:
@@ -47,6 +50,7 @@ class Pool:
         self.settings, self.catalog, self._metrics = settings, catalog, metrics
         self._hosted: dict[str, Hosted] = {}
         self._names: dict[str, str] = {}  # what clients may write, in lower case -> a key of _hosted
+        self.n_pulls = 0  # downloads that clients asked for
         self._loading = asyncio.Lock()  # one at a time, or each would plan with the same free memory
         self._shelf: tuple[float, tuple[FileOnDisk, ...]] = (-_SHELF_S, ())
         for text in settings.models:
@@ -83,12 +87,14 @@ class Pool:
             self._shelf = (now, files_on_disk(self.catalog))
         return self._shelf[1]
 
-    def available(self) -> dict[FileOnDisk, Hosted]:
-        """The models of the files on this disk that clients can name."""
+    def available(self) -> dict[str, FileOnDisk]:
+        """The files on this disk by the names that clients can give them."""
         found = {}
         for file in self.files():
+            name = f"{file.model_id}:{file.quant}" if file.quant else file.model_id
             with contextlib.suppress(Refusal):
-                found[file] = self.find(f"{file.model_id}:{file.quant}" if file.quant else file.model_id)
+                self.parse(name)
+                found[name] = file
         return found
 
     def forget_files(self) -> None:
@@ -109,16 +115,12 @@ class Pool:
         key = _key(name)
         if key in self._names:
             return self._hosted[self._names[key]]
-        try:
-            text = name.strip().removesuffix(":latest")
-            reference = parse_reference(text, self.catalog.registry)
-        except RegistryError as error:
-            suggestions = getattr(error, "suggestions", ()) or tuple(one.name for one in self.served)
-            raise _unknown(name, suggestions) from None
-        if reference.path is not None:
-            raise _unknown(name, tuple(one.name for one in self.served))
+        reference = self.parse(name)
         known = _name_of(reference)
-        if known not in self._hosted and not self._is_on_disk(text):
+        for hosted in self.hosted:
+            if hosted.is_same(reference):
+                return hosted
+        if known not in self._hosted and not self.is_on_disk(reference.text):
             raise Refusal(
                 HTTPStatus.NOT_FOUND,
                 f"model {name!r} is not on this machine; fetch it with: gguf-embed pull {known}",
@@ -127,7 +129,24 @@ class Pool:
             )
         return self._host(known, reference, is_served=False)
 
-    def _is_on_disk(self, text: str) -> bool:
+    def parse(self, name: str) -> Reference:
+        """Read a client's reference; a path is none, and is not looked for.
+
+        Raises:
+            Refusal: 404; nothing answers to it.
+        """
+        text = name.strip().removesuffix(":latest")
+        is_file = text.lower().endswith(".gguf")
+        if len(text) > _MAX_NAME or _PATH.match(text) or "\\" in text or (is_file and text.count("/") < 2):
+            raise _unknown(text, tuple(one.name for one in self.served))
+        try:
+            return parse_reference(text, self.catalog.registry)
+        except RegistryError as error:
+            suggestions = getattr(error, "suggestions", ()) or tuple(one.name for one in self.served)
+            raise _unknown(text, suggestions) from None
+
+    def is_on_disk(self, text: str) -> bool:
+        """Whether a file of this disk answers to a reference."""
         with contextlib.suppress(RegistryError):
             return bool(files_on_disk(self.catalog, text))
         return False
@@ -159,10 +178,12 @@ class Pool:
         Raises:
             GGUFEmbedError: it cannot be loaded.
         """
+        while hosted.is_giving_way:  # noqa: ASYNC110 - rare, and an event would be more to get wrong
+            await asyncio.sleep(_BUSY_LOOK_S)
         hosted.n_active += 1
         try:
             if not hosted.is_loaded:
-                await self._load(hosted)
+                await hosted.loaded(self._load)
             yield
         finally:
             hosted.n_active -= 1
@@ -178,38 +199,35 @@ class Pool:
             pass
 
     async def _load(self, hosted: Hosted) -> None:
-        async with hosted.loading, self._loading:
-            if hosted.is_loaded:
-                return
-            while True:
+        """Open a model; others that nobody has used for longest make room where it would run worse beside them."""
+        async with self._loading:
+            while not hosted.is_loaded:
                 others = [one for one in self.hosted if one.is_loaded and one is not hosted]
                 hosted.evictable_bytes = sum(one.held_bytes for one in others)
                 try:
-                    await hosted.load()
+                    await hosted.open()
                 except DoesNotFitError:
                     if not others:
                         raise
-                    await self._make_room(others)
-                else:
-                    return
+                    await self._make_room(min(others, key=lambda one: (one.n_active > 0, one.last_used_s)))
                 finally:
                     hosted.evictable_bytes = 0
 
-    async def _make_room(self, others: Iterable[Hosted]) -> None:
-        """Unload the one that nobody has used for longest; wait for it where all are busy."""
-        while True:
-            loaded = [one for one in others if one.is_loaded]
-            idle = sorted((one for one in loaded if not one.n_active), key=lambda one: one.last_used_s)
-            if idle or not loaded:
-                break
-            await asyncio.sleep(_BUSY_LOOK_S)
-        for one in idle[:1]:
-            logger.info("%s makes room", one.name)
-            await self.unload(one)
+    async def _make_room(self, victim: Hosted) -> None:
+        """Unload a model when those who use it now are done; those who come meanwhile wait for its next turn."""
+        victim.is_giving_way = True
+        try:
+            while victim.n_active:  # noqa: ASYNC110 - the same
+                await asyncio.sleep(_BUSY_LOOK_S)
+            logger.info("%s makes room", victim.name)
+            await self.unload(victim)
+        finally:
+            victim.is_giving_way = False
 
     async def unload(self, hosted: Hosted) -> None:
-        """Take a model out of memory."""
-        await asyncio.to_thread(hosted.unload)
+        """Take a model out of memory; it is let go of before anybody else runs, and its end is waited for."""
+        end = hosted.worker.detach()
+        await asyncio.to_thread(end)
 
     async def watch(self) -> None:
         """Unload what nobody has wanted for long enough, for ever."""
@@ -218,7 +236,10 @@ class Pool:
             for hosted in self.hosted:
                 if hosted.is_expired:
                     logger.info("%s was not used and is unloaded", hosted.name)
-                    await self.unload(hosted)
+                    try:
+                        await self.unload(hosted)
+                    except Exception:
+                        logger.exception("%s could not be unloaded", hosted.name)
 
     def close(self) -> None:
         """End every worker."""
@@ -245,7 +266,7 @@ def _unknown(name: str, suggestions: Iterable[str]) -> Refusal:
     hint = ", ".join(suggestions)
     return Refusal(
         HTTPStatus.NOT_FOUND,
-        f"model {name!r} not found" + (f"; did you mean {hint}?" if hint else ""),
+        f"model {name[:80]!r} not found" + (f"; did you mean {hint}?" if hint else ""),
         param="model",
         code="model_not_found",
     )

@@ -40,7 +40,8 @@ class PatientProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Take what came, and count it while it is a head."""
         if self._is_in_head:
-            self._wait()
+            if self.cycle is None or self.cycle.response_complete:  # else somebody is being answered, with time
+                self._wait()
             self._n_head += len(data)
         super().data_received(data)
         if self._is_in_head and self._n_head > _MAX_HEAD_BYTES:

@@ -5,12 +5,14 @@ It must not know routes or dialects.
 
 from __future__ import annotations
 
+import os
 import re
 from http import HTTPStatus
+from pathlib import Path
 
 from gguf_embed import errors
 
-__all__ = ["STATUS", "Refusal", "public_words", "refusal_of"]
+__all__ = ["STATUS", "Refusal", "hide", "public_words", "refusal_of"]
 
 # Status of each class of error; the nearest class in the table counts.
 STATUS: dict[type[errors.GGUFEmbedError], HTTPStatus] = {
@@ -28,7 +30,7 @@ STATUS: dict[type[errors.GGUFEmbedError], HTTPStatus] = {
     errors.MissingExtraError: HTTPStatus.NOT_IMPLEMENTED,
 }
 # An absolute path in words: of it, clients are told the last part alone.
-_PATH = re.compile(r"(?<![\w./:])(?:~|[A-Za-z]:)?[\\/](?:[^\s\\/:,;'\"]+[\\/])+([^\s\\/:,;'\"]*)")
+_PATH = re.compile(r"(?<![\w./])(?:~|[A-Za-z]:)?[\\/](?:[^\s\\/:,;'\"]+[\\/])+([^\s\\/:,;'\"]*)")
 _SECRET = re.compile(r"\bhf_\w{8,}|(?<=Bearer )\S+")
 
 
@@ -59,7 +61,22 @@ class Refusal(Exception):  # noqa: N818 - it is what is answered, and no failure
 
 def public_words(message: str) -> str:
     """Take folders and secrets out of a message: other users and web pages may read it."""
+    for folder in _folders:
+        message = message.replace(folder, "")
     return _SECRET.sub("[...]", _PATH.sub(r"\1", message))
+
+
+_folders: list[str] = []  # longest first
+
+
+def hide(*folders: Path) -> None:
+    """Take these folders out of every message from now on, whatever is in their names."""
+    for folder in folders:
+        name = str(folder)
+        _folders.extend(
+            spelling for spelling in (f"{name}{os.sep}", name) if len(name) > 1 and spelling not in _folders
+        )
+    _folders.sort(key=len, reverse=True)
 
 
 def refusal_of(error: Exception) -> Refusal | None:
@@ -68,9 +85,7 @@ def refusal_of(error: Exception) -> Refusal | None:
         return error
     if isinstance(error, errors.GGUFEmbedError):
         status = next(STATUS[cls] for cls in type(error).__mro__ if cls in STATUS)
-        return Refusal(status, str(error), param=_param_of(error), code=_CODES.get(type(error)))
-    if isinstance(error, (TypeError, ValueError)):
-        return Refusal(HTTPStatus.BAD_REQUEST, str(error))
+        return Refusal(status, str(error), param=_param_of(error), code=_code_of(error))
     return None
 
 
@@ -81,7 +96,12 @@ _CODES: dict[type[Exception], str] = {
     errors.OfflineError: "model_not_found",
     errors.DoesNotFitError: "insufficient_memory",
     errors.WorkerCrashedError: "worker_crashed",
+    errors.BackendError: "backend",
 }
+
+
+def _code_of(error: errors.GGUFEmbedError) -> str | None:
+    return next((_CODES[cls] for cls in type(error).__mro__ if cls in _CODES), None)
 
 
 def _param_of(error: errors.GGUFEmbedError) -> str | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,17 +16,20 @@ from typing import Any
 
 from gguf_embed.encoding import EncodeOptions, prepare
 from gguf_embed.engine.worker import Request, Result
+from gguf_embed.errors import GGUFEmbedError
+from gguf_embed.server.exchange import ClientLeftError
 from gguf_embed.server.hosted import Hosted
 from gguf_embed.server.pool import Pool
 from gguf_embed.server.refusals import Refusal
 
-__all__ = ["Answer", "Call", "Gone", "Service"]
+__all__ = ["Answer", "Call", "Gone", "Service", "wrong_options"]
 
 Gone = Callable[[], Coroutine[Any, Any, None]]  # returns when the client is no longer there
 
 # A call of so few bytes is one that somebody waits for: it fits in one decode, and goes before bulk.
 _INTERACTIVE_BYTES = 2048
 _N_QUERIES = 64
+_MAX_TASK = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +42,7 @@ class Call:
         options: how.
         is_query: these are search queries, so somebody waits for them.
         keep_alive_s: how long the model stays afterwards; None for the server's.
+        wants_tokens: in place of vectors.
     """
 
     model: str | None
@@ -45,6 +50,7 @@ class Call:
     options: EncodeOptions = field(default_factory=EncodeOptions)
     is_query: bool = False
     keep_alive_s: float | None = None
+    wants_tokens: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +68,17 @@ class Answer:
     result: Result
     load_s: float
     total_s: float
+
+
+@contextlib.contextmanager
+def wrong_options() -> Iterator[None]:
+    """Turn stock errors about options into refusals; elsewhere they are bugs."""
+    try:
+        yield
+    except GGUFEmbedError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise Refusal(HTTPStatus.BAD_REQUEST, str(error)) from None
 
 
 class Service:
@@ -86,11 +103,11 @@ class Service:
         Raises:
             Refusal: unknown model, too many texts, full queue, out of time.
             GGUFEmbedError: what stood in the way.
-            ValueError: an option that this model has not.
+            ClientLeftError: nobody is there any more.
         """
         started_s = time.monotonic()
         hosted = self.pool.find(call.model)
-        n_bytes = self._check_size(call.texts)
+        n_bytes = self._check_size(call.texts, beside=call.options.task or "")
         with self._queued(len(call.texts), n_bytes):
             try:
                 async with asyncio.timeout(self.settings.timeout_s), self.pool.using(hosted, call.keep_alive_s):
@@ -106,27 +123,22 @@ class Service:
 
     async def _run(self, hosted: Hosted, call: Call, n_bytes: int, gone: Gone) -> Result:
         opened = hosted.opened
-        how = prepare(call.options, hosted.spec, lambda: opened.n_embd if opened is not None else 0)
+        with wrong_options():
+            how = prepare(call.options, hosted.spec, lambda: opened.n_embd if opened is not None else 0)
         is_interactive = n_bytes <= _INTERACTIVE_BYTES or (call.is_query and len(call.texts) <= _N_QUERIES)
         request = Request(
             texts=call.texts,
             prompt=how.prefix,
             truncate=call.options.truncate,
-            finish=how.finish,
+            finish=None if call.wants_tokens else how.finish,
             is_interactive=is_interactive,
+            with_pieces=call.wants_tokens,
         )
         return await self._wait(hosted, request, gone)
 
-    async def tokenize(self, model: str | None, texts: Sequence[str], gone: Gone) -> Answer:
+    async def tokenize(self, call: Call, gone: Gone) -> Answer:
         """Tokenize texts; as `embed` otherwise."""
-        started_s = time.monotonic()
-        hosted = self.pool.find(model)
-        with self._queued(len(texts), self._check_size(texts)):
-            async with self.pool.using(hosted):
-                load_s = time.monotonic() - started_s
-                request = Request(texts=texts, finish=None, is_interactive=True, with_pieces=True)
-                result = await self._wait(hosted, request, gone)
-        return Answer(hosted=hosted, result=result, load_s=load_s, total_s=time.monotonic() - started_s)
+        return await self.embed(dataclasses.replace(call, wants_tokens=True), gone)
 
     async def _wait(self, hosted: Hosted, request: Request, gone: Gone) -> Result:
         """Wait for the rows or for the client to leave, whichever is first."""
@@ -138,14 +150,16 @@ class Service:
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
             if rows.done():
                 return rows.result()
-            raise Refusal(HTTPStatus.BAD_REQUEST, "the client left")
+            raise ClientLeftError
         finally:
             leaving.cancel()
             if not rows.done():
                 ticket.cancel()
 
-    def _check_size(self, texts: Sequence[str]) -> int:
-        """Count the bytes of texts, and refuse more of them than are taken at once."""
+    def _check_size(self, texts: Sequence[str], *, beside: str) -> int:
+        """Count the characters of texts and of what goes before each, and refuse more than are taken at once."""
+        if len(beside) > _MAX_TASK:
+            raise Refusal(HTTPStatus.BAD_REQUEST, f"task is longer than {_MAX_TASK:,} characters", param="task")
         if len(texts) > self.settings.max_inputs:
             raise Refusal(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -153,7 +167,7 @@ class Service:
                 param="input",
                 code="too_many_inputs",
             )
-        return sum(map(len, texts))
+        return sum(map(len, texts)) + len(beside) * len(texts)
 
     @contextlib.contextmanager
     def _queued(self, n_texts: int, n_bytes: int) -> Iterator[None]:

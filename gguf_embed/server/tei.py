@@ -6,7 +6,7 @@ It must not know how anything is computed.
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -21,8 +21,6 @@ from gguf_embed.server.rows import reply_with_rows
 from gguf_embed.server.service import Answer, Call, Service
 
 __all__ = ["TEI", "EmbedRequest", "SimilarityRequest", "TokenizeRequest"]
-
-T = TypeVar("T")
 
 _POOLING = {"last": "last_token", "mean": "mean", "cls": "cls"}
 
@@ -104,21 +102,27 @@ class TEI:
         """{"error": words, "error_type": kind}."""
         return {"error": refusal.message, "error_type": _kind(refusal)}
 
+    def status(self, refusal: Refusal) -> int:
+        """As TEI has them: 422 for what is wrong in a request, 424 for what failed below."""
+        if refusal.status == HTTPStatus.BAD_REQUEST and refusal.code != "empty":
+            return HTTPStatus.UNPROCESSABLE_ENTITY
+        return HTTPStatus.FAILED_DEPENDENCY if refusal.code == "backend" else refusal.status
+
     async def embed(self, exchange: Exchange) -> Response:
         """Embed texts."""
-        return await self._embed(exchange, await _read(exchange, EmbedRequest))
+        return await self._embed(exchange, await exchange.read(EmbedRequest))
 
     async def similarity(self, exchange: Exchange) -> Response:
         """Compare a sentence with others: cosines."""
-        return await self._similarity(exchange, await _read(exchange, SimilarityRequest))
+        return await self._similarity(exchange, await exchange.read(SimilarityRequest))
 
     async def root(self, exchange: Exchange) -> Response:
         """Do what the body is for: /embed or /similarity."""
         body = await exchange.body()
-        kind = type(_decoded(body, _Root).inputs)
+        kind = type(decode(body, _Root).inputs)
         if kind is dict:
-            return await self._similarity(exchange, _decoded(body, SimilarityRequest))
-        return await self._embed(exchange, _decoded(body, EmbedRequest))
+            return await self._similarity(exchange, decode(body, SimilarityRequest))
+        return await self._embed(exchange, decode(body, EmbedRequest))
 
     async def _embed(self, exchange: Exchange, wanted: EmbedRequest) -> Response:
         texts = _checked(wanted.inputs)
@@ -140,23 +144,18 @@ class TEI:
         return json_reply(np.ascontiguousarray(vectors.similarity(rows[0], rows[1:])[0]))
 
     async def _ask(self, exchange: Exchange, texts: list[str], options: EncodeOptions) -> Answer:
-        try:
-            call = Call(model=None, texts=texts, options=options, is_query=options.prompt_name == "query")
-            answer = await self._service.embed(call, exchange.gone)
-        except ValueError as error:
-            raise _validation(str(error)) from None
+        call = Call(model=None, texts=texts, options=options, is_query=options.prompt_name == "query")
+        answer = await self._service.embed(call, exchange.gone)
         n_tokens = sum(answer.result.n_tokens)
         exchange.facts |= {"model": answer.hosted.name, "n_texts": len(texts), "n_tokens": n_tokens}
         return answer
 
     async def tokenize(self, exchange: Exchange) -> Response:
         """Turn texts into tokens."""
-        wanted = await _read(exchange, TokenizeRequest)
+        wanted = await exchange.read(TokenizeRequest)
         texts = _checked(wanted.inputs)
-        try:
-            answer = await self._service.tokenize(None, texts, exchange.gone)
-        except ValueError as error:
-            raise _validation(str(error)) from None
+        call = Call(model=None, texts=texts, options=EncodeOptions(prompt_name=wanted.prompt_name))
+        answer = await self._service.tokenize(call, exchange.gone)
         pieces = answer.result.pieces
         return json_reply([
             [
@@ -203,22 +202,4 @@ def _kind(refusal: Refusal) -> str:
 def _checked(given: str | list[Any]) -> list[str]:
     if given == []:
         raise Refusal(HTTPStatus.BAD_REQUEST, "`inputs` cannot be empty", param="inputs", code="empty")
-    try:
-        return check_texts(given, param="inputs")
-    except Refusal as refusal:
-        raise _validation(refusal.message) from None
-
-
-def _validation(message: str) -> Refusal:
-    return Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, message, param="inputs")
-
-
-async def _read(exchange: Exchange, kind: type[T]) -> T:
-    return _decoded(await exchange.body(), kind)
-
-
-def _decoded(body: bytes, kind: type[T]) -> T:
-    try:
-        return decode(body, kind)
-    except Refusal as refusal:
-        raise _validation(refusal.message) from None
+    return check_texts(given, param="inputs")

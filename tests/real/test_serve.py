@@ -74,7 +74,7 @@ BAD = [
     pytest.param(OPENAI, {"input": ["a", ""]}, 400, "input 1 is empty", id="an empty text in a list"),
     pytest.param(OPENAI, {"input": [1, 2]}, 400, "check_embedding_ctx_length", id="token ids"),
     pytest.param(OPENAI, {"input": [True]}, 400, "input", id="true"),
-    pytest.param(OPENAI, {"input": ["x"] * 301}, 413, "at most 300", id="too many texts"),
+    pytest.param(OPENAI, {"input": ["x"] * 301}, 400, "at most 300", id="too many texts"),
     pytest.param(OPENAI, {"input": "x" * (1 << 20)}, 413, "--max-body", id="too large"),
     pytest.param(OPENAI, {"input": "x " * 5000}, 400, "tokens; at most 256", id="too long"),
     pytest.param(OPENAI, {"input": "x", "dimensions": 0}, 400, "gives 384", id="dimensions 0"),
@@ -107,6 +107,12 @@ BAD = [
     pytest.param("/embed", {"inputs": 7}, 422, "inputs", id="TEI: a number"),
     pytest.param("/embed", {"inputs": ["x"] * 301}, 413, "at most 300", id="TEI: too many"),
     pytest.param("/similarity", {"inputs": "x"}, 422, "inputs", id="TEI: no pair"),
+    pytest.param("/tokenize", {"inputs": "x", "prompt_name": "nope"}, 422, "unknown prompt_name", id="TEI: no prompt"),
+    pytest.param("/api/pull", {"model": "/etc/passwd"}, 404, "not found", id="Ollama: pull a path"),
+    pytest.param("/api/pull", {"model": "./x.gguf"}, 404, "not found", id="Ollama: pull a file"),
+    pytest.param(OPENAI, {"input": "x", "model": ":" * 200_000}, 404, "not found", id="a name to think about"),
+    pytest.param(OPENAI, {"input": "x", "model": "\\\\host\\share\\x.gguf"}, 404, "not found", id="a share"),
+    pytest.param(OPENAI, {"input": "x", "task": "t" * 5000}, 400, "task is longer", id="a long task"),
     pytest.param("/similarity", {"inputs": {"source_sentence": "x", "sentences": []}}, 400, "empty", id="TEI: no others"),
     pytest.param("/tokenize", {"inputs": []}, 400, "empty", id="TEI: no texts"),
     pytest.param("/", {}, 422, "inputs", id="TEI: nothing"),
@@ -262,8 +268,11 @@ def test_what_is_not_safe_or_wrong_does_not_start(starter, tmp_path, options, wo
 
 
 def test_other_machines_may_ask_with_a_key(start):
-    """Then any Host is fine: the key is what counts."""
+    """Then any Host is fine: the key is what counts; and the page may ask its own server."""
     server = start(NAME, "--host", "0.0.0.0", "--api-key", KEY)
+    own = {"host": "box.lan:8", "origin": "http://box.lan:8", "authorization": f"Bearer {KEY}"}
+    assert server.ask("POST", OPENAI, {"input": "x"}, **own)[0] == 200
+    assert server.ask("POST", OPENAI, {"input": "x"}, **own | {"origin": "http://box.lan:9"})[0] == 403
     assert server.ask("POST", OPENAI, {"input": "x"}, host="box.lan", authorization=f"Bearer {KEY}")[0] == 200
 
 
@@ -340,9 +349,9 @@ def test_texts_of_a_client_that_left_are_dropped(start):
 
 
 def figure(server, name):
-    """One of Prometheus' figures."""
+    """One of Prometheus' figures; 0 where it was never counted."""
     lines = server.ask("GET", "/metrics")[1].splitlines()
-    return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name + " "))
+    return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(name + " ")), 0)
 
 
 def test_a_full_queue_says_so(start):
@@ -464,7 +473,49 @@ def test_a_model_that_does_not_fit_is_told(start):
     assert (status, told["status"]) == (503, "degraded")
 
 
+def test_listing_and_naming_a_file_do_not_load_it_twice(start):
+    """The quantization that runs is the model that runs."""
+    server = start(NAME)
+    assert [one["id"] for one in server.ask("GET", "/v1/models")[1]["data"]] == [NAME]
+    assert embed(server, "x", model=f"{NAME}:F16")[0] == 200
+    assert len(server.ask("GET", "/stats")[1]["models"]) == 1
+
+
+def test_a_model_that_is_kept_for_ages_is_listed(start):
+    """A keep_alive beyond any calendar does no harm."""
+    server = start(NAME)
+    for keep in (1e12, 1e300, -1):
+        assert server.ask("POST", "/api/embed", {"model": NAME, "keep_alive": keep})[0] == 200
+        assert server.ask("GET", "/api/ps")[1]["models"][0]["expires_at"].startswith("21")
+
+
+def test_requests_at_the_moment_of_unloading_are_answered(start):
+    """Whatever the order of the two, nobody gets an error."""
+    server = start(NAME, "--keep-alive", "1s")
+    until = time.monotonic() + 8
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        statuses = []
+        while time.monotonic() < until:
+            statuses += [status for status, _ in pool.map(lambda _: embed(server, "x"), range(4))]
+            time.sleep(1.0 + (len(statuses) % 7) / 50)
+    assert set(statuses) == {200}
+    assert figure(server, 'gguf_embed_worker_crashes_total{model="all-minilm-l6-v2"}') == 0
+
+
 # Crashes
+
+
+@posix
+def test_a_signal_to_the_whole_group_finishes_what_is_in_flight(starter, tmp_path):
+    """As a service manager sends it: the worker leaves it to the server."""
+    server = Served(tmp_path, starter, NAME, "--max-inputs", "20000", start_new_session=True)
+    with server, concurrent.futures.ThreadPoolExecutor(1) as pool:
+        large = pool.submit(embed, server, *(f"a sentence of some words {number}" for number in range(800)))
+        while not server.ask("GET", "/stats")[1]["queue"]["texts"]:
+            pass
+        os.killpg(server.process.pid, signal.SIGTERM)
+        assert large.result()[0] == 200
+        assert server.process.wait(15) == 0
 
 
 @posix
