@@ -12,6 +12,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Self
+
+import psutil
 
 PROGRAM = (sys.executable, "-c", "import sys; from gguf_embed.cli import main; sys.exit(main())")
 
@@ -95,8 +98,6 @@ class Served:
     @property
     def worker_id(self) -> int:
         """The process that runs the model."""
-        import psutil
-
         return next(child.pid for child in psutil.Process(self.process.pid).children())
 
     def stop(self, how: signal.Signals = signal.SIGTERM, within_s: float = 20) -> int:
@@ -110,7 +111,7 @@ class Served:
             self.process.wait()
             self.process.stdout.close()
 
-    def __enter__(self) -> Served:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

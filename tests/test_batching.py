@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gguf_embed.engine.batching import pack, split
+from gguf_embed.engine.batching import level, pack, split
 
 LENGTHS = st.lists(st.integers(1, 700), max_size=60)
 TOKENS = st.integers(1, 800)
@@ -97,3 +97,24 @@ def test_the_parts_of_a_text_are_the_text(n_tokens, n_tokens_max):
 def test_a_slice_ends_with_the_text():
     """The last slice says its true end, so that its length can be asked."""
     assert list(split(5, n_tokens_max=2)) == [slice(0, 2), slice(2, 4), slice(4, 5)]
+
+
+@given(st.lists(st.integers(1, 256), min_size=1, max_size=60), st.integers(1, 4))
+def test_levelling_keeps_texts_and_limits(lengths, n_side):
+    """Each text comes once, no batch is larger than the largest before, and no more run than a multiple of n_side."""
+    batches = pack(lengths, n_tokens_max=256, n_seq_max=8)
+    even = level(batches, lengths, n_side=n_side)
+    assert sorted(index for batch in even for index in batch) == list(range(len(lengths)))
+    sums = [sum(lengths[index] for index in batch) for batch in even]
+    assert max(sums) <= max(sum(lengths[index] for index in batch) for batch in batches)
+    assert max(map(len, even)) <= 8
+    assert all(even)
+    assert len(even) <= -(-len(batches) // n_side) * n_side
+
+
+def test_levelled_batches_end_together():
+    """What would have been a full batch and a small one are two of a size."""
+    lengths = [40] * 8
+    assert [len(batch) for batch in pack(lengths, n_tokens_max=256, n_seq_max=64)] == [6, 2]
+    assert [len(batch) for batch in level([(0, 1, 2, 3, 4, 5), (6, 7)], lengths, n_side=2)] == [4, 4]
+    assert [len(batch) for batch in level([tuple(range(8))], lengths, n_side=2)] == [4, 4]

@@ -104,12 +104,14 @@ ARROWS = {
     ),
     "jobs*": ("errors", "sizes", "vectors", "embedder", "encoding", "progress", "jobs", "jobs.*"),
     "bench*": (
-        "errors", "vectors", "embedder", "loading", "selection", "engine.session", "engine.settings", "fit", "fit.*", "models.catalog",
+        "errors", "vectors", "embedder", "loading", "selection", "engine.session", "engine.settings", "fit", "fit.*",
+        "models.catalog",
         "native.child", "native.reference", "bench", "bench.*",
     ),
     "server*": (
         "", "errors", "config", "vectors", "encoding", "selection", "opening", "engine.worker", "engine.program",
-        "models.catalog", "models.refs", "models.shelf", "models.specs", "fit.planner", "fit.host", "server", "server.*",
+        "models.catalog", "models.refs", "models.shelf", "models.specs", "fit.planner", "fit.host", "server",
+        "server.*",
     ),
     "cli*": ("*",),
 }  # fmt: skip

@@ -6,10 +6,12 @@ import concurrent.futures
 import logging
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
 from functools import partial
+from pathlib import Path
 
 import fake_session
 import numpy as np
@@ -371,7 +373,7 @@ def test_a_crash_while_it_opens_fails_those_who_wait(start):
     """And three of them are a loop."""
     worker = start(abort=True)
     for _ in range(3):
-        with pytest.raises(WorkerCrashedError, match="SIGABRT|code 3"):
+        with pytest.raises(WorkerCrashedError, match=r"SIGABRT|code 3"):
             words(worker, "a")
     with pytest.raises(WorkerCrashedError, match="3 times"):
         worker.open()
@@ -431,10 +433,8 @@ def test_what_the_child_logs_is_logged_here(start, caplog):
 @posix
 def test_a_child_ends_with_its_parent(tmp_path):
     """Also one that is killed, whose child could not be told."""
-    import subprocess
-
     code = (
-        f"import sys; sys.path[:0] = [{os.path.dirname(fake_session.__file__)!r}]\n"
+        f"import sys; sys.path[:0] = [{str(Path(fake_session.__file__).parent)!r}]\n"
         "import fake_session, os, functools\n"
         "from gguf_embed.engine.worker import Worker\n"
         "worker = Worker(fake_session.opener, name='x'); worker.open(); print(worker.process_id, flush=True)\n"

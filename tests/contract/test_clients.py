@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import shutil
 import subprocess
@@ -49,8 +50,6 @@ def test_openai_embeds_a_list(client, expected, options):
     reply = client.embeddings.create(model=NAME, input=TEXTS, **options)
     rows = [item.embedding for item in reply.data]
     if options.get("encoding_format") == "base64":
-        import base64
-
         rows = [np.frombuffer(base64.b64decode(one), dtype="<f4") if isinstance(one, str) else one for one in rows]
     check(rows, expected)
     assert [item.index for item in reply.data] == list(range(len(TEXTS)))
@@ -125,14 +124,14 @@ def test_openai_for_node(served, expected, tmp_path):
     script = Path(__file__).with_name("openai-client.mjs")
     shutil.copy(script, tmp_path)
     (tmp_path / "package.json").write_text('{"private": true, "type": "module"}')
-    command = ["npm", "install", "--silent", "--no-audit", "--no-fund", "openai@6"]
+    command = [shutil.which("npm"), "install", "--silent", "--no-audit", "--no-fund", "openai@6"]
     installed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     if installed.returncode:
         pytest.skip(f"openai for Node cannot be installed: {installed.stderr[-200:]}")
+    command = [shutil.which("node"), script.name, served.url, NAME]
     done = subprocess.run(
-        ["node", script.name, served.url, NAME], input=json.dumps(TEXTS), cwd=tmp_path, capture_output=True, text=True,
-        timeout=120, check=False,
-    )  # fmt: skip
+        command, input=json.dumps(TEXTS), cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     for rows in (told["usual"], told["float"]):

@@ -16,8 +16,9 @@ pytestmark = pytest.mark.real
 def test_no_request_makes_it_fail(starter, tmp_path):
     """Schemathesis over every route."""
     with Served(tmp_path, starter, "all-minilm-l6-v2") as server:
+        code = "import sys; from schemathesis.cli import schemathesis; sys.exit(schemathesis())"
         command = [
-            sys.executable, "-c", "import sys; from schemathesis.cli import schemathesis; sys.exit(schemathesis())", "run",
+            sys.executable, "-c", code, "run",
             f"{server.url}/openapi.json", "--checks", "not_a_server_error", "--max-examples", "25", "--seed", "1",
             "--phases", "examples,coverage,fuzzing", "--no-color", "--request-timeout", "60",
         ]  # fmt: skip

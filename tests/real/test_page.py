@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from serving import Served
 
+from gguf_embed import server
+
 playwright = pytest.importorskip("playwright.sync_api")
 
 pytestmark = pytest.mark.real
@@ -29,8 +31,8 @@ def browser():
 
 @pytest.fixture(scope="module")
 def served(starter, tmp_path_factory):
-    with Served(tmp_path_factory.mktemp("served"), starter, "all-minilm-l6-v2") as server:
-        yield server
+    with Served(tmp_path_factory.mktemp("served"), starter, "all-minilm-l6-v2") as one:
+        yield one
 
 
 @pytest.fixture
@@ -128,8 +130,8 @@ def test_texts_are_text(page, served):
 
 def test_the_key_is_asked_for(page, starter, tmp_path):
     """Where the server has one, and kept for this tab alone."""
-    with Served(tmp_path, starter, "all-minilm-l6-v2", "--api-key", KEY) as server:
-        page.goto(server.url)
+    with Served(tmp_path, starter, "all-minilm-l6-v2", "--api-key", KEY) as own:
+        page.goto(own.url)
         page.wait_for_selector("#key-form:not([hidden])")
         page.fill("#key", KEY)
         page.click("#key-form button")
@@ -139,7 +141,5 @@ def test_the_key_is_asked_for(page, starter, tmp_path):
 
 def test_the_files_are_in_the_package():
     """All three, for a wheel too."""
-    import gguf_embed.server
-
-    folder = Path(gguf_embed.server.__file__).parent / "page"
+    folder = Path(server.__file__).parent / "page"
     assert {path.name for path in folder.iterdir()} == {"index.html", "page.css", "page.js"}

@@ -24,6 +24,9 @@ pytestmark = pytest.mark.real
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX")
 NAME = "all-minilm-l6-v2"
 KEY = "a-key-of-some-length"
+HEAD = (
+    b"POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +102,7 @@ BAD = [
     pytest.param("/api/embed", {"model": NAME, "input": 7}, 400, "invalid input type", id="Ollama: a number"),
     pytest.param("/api/embed", {"model": NAME, "input": ["a", 7]}, 400, "invalid input type", id="Ollama: a mix"),
     pytest.param("/api/embed", {"model": NAME, "input": "x", "dimensions": 0}, 400, "384", id="Ollama: dimensions 0"),
-    pytest.param("/api/embed", {"model": NAME, "input": "x", "keep_alive": "soon"}, 400, "keep_alive", id="Ollama: soon"),
+    pytest.param("/api/embed", {"model": NAME, "input": "x", "keep_alive": "soon"}, 400, "soon", id="Ollama: soon"),
     pytest.param("/api/embed", {"model": "nope", "input": "x"}, 404, "not found", id="Ollama: unknown model"),
     pytest.param("/api/show", {}, 400, "model is required", id="Ollama: show what"),
     pytest.param("/api/pull", {}, 400, "model is required", id="Ollama: pull what"),
@@ -113,7 +116,7 @@ BAD = [
     pytest.param(OPENAI, {"input": "x", "model": ":" * 200_000}, 404, "not found", id="a name to think about"),
     pytest.param(OPENAI, {"input": "x", "model": "\\\\host\\share\\x.gguf"}, 404, "not found", id="a share"),
     pytest.param(OPENAI, {"input": "x", "task": "t" * 5000}, 400, "task is longer", id="a long task"),
-    pytest.param("/similarity", {"inputs": {"source_sentence": "x", "sentences": []}}, 400, "empty", id="TEI: no others"),
+    pytest.param("/similarity", {"inputs": {"source_sentence": "x", "sentences": []}}, 400, "empty", id="TEI: alone"),
     pytest.param("/tokenize", {"inputs": []}, 400, "empty", id="TEI: no texts"),
     pytest.param("/", {}, 422, "inputs", id="TEI: nothing"),
     pytest.param("/load", {"model": "nope"}, 404, "not found", id="load what"),
@@ -293,9 +296,8 @@ def test_garbage_is_no_http(served):
 def test_pipelined_garbage_after_a_request(served):
     """The request is answered or the connection closed; others are served."""
     body = b'{"input": "x"}'
-    head = b"POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
     with served.connect() as plain:
-        plain.sendall(head % len(body) + body + b"\x00garbage\r\n\r\n")
+        plain.sendall(HEAD % len(body) + body + b"\x00garbage\r\n\r\n")
         plain.settimeout(10)
         while plain.recv(65536):
             pass
@@ -305,9 +307,8 @@ def test_pipelined_garbage_after_a_request(served):
 def test_pipelined_requests_are_answered_in_order(served):
     """Two in one packet."""
     bodies = [json.dumps({"input": text}).encode() for text in ("a", "b b")]
-    head = "POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n"
     with served.connect() as plain:
-        plain.sendall(b"".join(head.format(len(body)).encode() + body for body in bodies))
+        plain.sendall(b"".join(HEAD % len(body) + body for body in bodies))
         plain.settimeout(10)
         told = b""
         while told.count(b'"usage"') < 2:
@@ -319,8 +320,7 @@ def test_a_client_that_sends_half_a_body_holds_nobody_up(served):
     """Others are answered meanwhile."""
     slow = [served.connect() for _ in range(50)]
     for one in slow:
-        one.sendall(b"POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-                    b"content-length: 100\r\n\r\n{")  # fmt: skip
+        one.sendall(HEAD % 100 + b"{")
     assert embed(served, "x")[0] == 200
     for one in slow:
         one.close()
@@ -332,8 +332,7 @@ def test_texts_of_a_client_that_left_are_dropped(start):
     server = start(NAME, "--max-inputs", "20000")
     body = json.dumps({"input": [f"a sentence of some words {number}" for number in range(20_000)]}).encode()
     with server.connect() as plain:
-        plain.sendall(b"POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-                      b"content-length: %d\r\n\r\n" % len(body) + body)  # fmt: skip
+        plain.sendall(HEAD % len(body) + body)
         until = time.monotonic() + 20
         while not server.ask("GET", "/stats")[1]["queue"]["texts"]:
             assert time.monotonic() < until
@@ -358,9 +357,9 @@ def test_a_full_queue_says_so(start):
     """429 with Retry-After, and those who wait are answered."""
     server = start(NAME, "--max-queue", "2", "--max-inputs", "20000")
     texts = [f"a sentence of some words {number}" for number in range(1500)]
+    sent = ("POST", OPENAI, json.dumps({"input": texts}).encode(), {"content-type": "application/json"})
     with concurrent.futures.ThreadPoolExecutor(6) as pool:
-        answers = list(pool.map(lambda _: server.request(
-            "POST", OPENAI, json.dumps({"input": texts}).encode(), {"content-type": "application/json"}), range(6)))  # fmt: skip
+        answers = list(pool.map(lambda _: server.request(*sent), range(6)))
     statuses = [status for status, _, _ in answers]
     assert statuses.count(200) == 2
     assert statuses.count(429) == 4
@@ -556,8 +555,11 @@ def test_figures_for_prometheus(served):
     """Requests, texts, tokens, fill, queue, latency, memory."""
     embed(served, "x y z")
     text = served.ask("GET", "/metrics")[1]
-    for name in ("requests_total", "request_seconds_bucket", "texts_total", "tokens_total", "step_fill_ratio_bucket",
-                 "queue_requests", "queue_texts", "worker_resident_bytes", "memory_planned_bytes", "model_loaded"):  # fmt: skip
+    names = (
+        "requests_total", "request_seconds_bucket", "texts_total", "tokens_total", "step_fill_ratio_bucket",
+        "queue_requests", "queue_texts", "worker_resident_bytes", "memory_planned_bytes", "model_loaded",
+    )  # fmt: skip
+    for name in names:
         assert f"gguf_embed_{name}" in text, name
 
 
@@ -606,9 +608,10 @@ def test_a_stop_waits_ten_seconds_and_no_longer(start):
 @posix
 def test_it_ends_with_its_parent(starter, tmp_path):
     """An application that is killed leaves neither server nor worker behind."""
+    command = [*PROGRAM, "serve", str(starter), "--port", "0", "--exit-with-parent", "--json"]
     code = (
         "import subprocess, sys, json\n"
-        f"told = subprocess.Popen({[*PROGRAM, 'serve', str(starter), '--port', '0', '--exit-with-parent', '--json']!r}, "
+        f"told = subprocess.Popen({command!r}, "
         "stdout=subprocess.PIPE, text=True).stdout.readline()\n"
         "print(told.strip(), flush=True)\n"
         "import time; time.sleep(60)"
