@@ -23,6 +23,7 @@ from gguf_embed.engine.schedule import Job, Schedule, Step, StepSize
 from gguf_embed.engine.session import Session
 from gguf_embed.engine.wire import Channel
 from gguf_embed.errors import BackendError, GGUFEmbedError
+from gguf_embed.native.reserve import give_back_freed_memory
 
 __all__ = ["BEAT_S", "Opener", "Opening", "main"]
 
@@ -216,6 +217,7 @@ def main(_argv: Sequence[str]) -> int:
     """
     for one in (signal.SIGINT, signal.SIGTERM):  # sent to the group, they are the parent's to answer; it ends stdin
         signal.signal(one, signal.SIG_IGN)
+    give_back_freed_memory()
     channel = _channel()
     first = channel.receive()
     if first is None:

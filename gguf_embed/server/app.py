@@ -28,7 +28,6 @@ from gguf_embed.server.metrics import Metrics
 from gguf_embed.server.openapi import Operation, describe
 from gguf_embed.server.page import Page
 from gguf_embed.server.pool import Pool
-from gguf_embed.server.pulls import fetch
 from gguf_embed.server.refusals import Refusal, hide
 from gguf_embed.server.service import Service
 from gguf_embed.server.settings import ServerSettings
@@ -149,7 +148,6 @@ class App:
     async def _preload(self) -> None:
         for hosted in self.pool.served:
             try:
-                await fetch(self.pool, hosted)  # first and apart, so that others may be loaded meanwhile
                 await self.pool.load(hosted)
             except GGUFEmbedError as error:
                 logger.error("%s is not loaded: %s", hosted.name, error)  # noqa: TRY400 - it says why

@@ -20,7 +20,6 @@ from gguf_embed.encoding import EncodeOptions
 from gguf_embed.models.shelf import FileOnDisk
 from gguf_embed.server.exchange import Exchange, json_reply, stream_reply
 from gguf_embed.server.hosted import Hosted
-from gguf_embed.server.pulls import Pull
 from gguf_embed.server.refusals import Refusal, refusal_of
 from gguf_embed.server.rows import reply_with_rows
 from gguf_embed.server.service import Answer, Call, Service, wrong_options
@@ -31,6 +30,7 @@ __all__ = ["EmbedRequest", "LegacyRequest", "ModelRequest", "Ollama", "PullReque
 # The version of Ollama whose routes these are: its clients look whether they can be used.
 _VERSION = "0.30.0"
 _NS = 1_000_000_000
+_N_PULLS = 2
 _ALWAYS_S = 100 * 365 * 86_400.0
 
 
@@ -108,6 +108,7 @@ class Ollama:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._pool = service.pool
+        self._n_pulls = 0
 
     def error(self, refusal: Refusal) -> Any:
         """{"error": words}, in Ollama's own where its clients look for them."""
@@ -208,11 +209,26 @@ class Ollama:
     async def pull(self, exchange: Exchange) -> Response:
         """Fetch a model, telling the progress."""
         wanted = await exchange.read(PullRequest)
-        pull = Pull(self._pool, _named(wanted.model, wanted.name))
-        if wanted.stream is False:
-            await pull.finish()
-            return json_reply({"status": "success"})
-        return stream_reply(_told(pull), media_type="application/x-ndjson")
+        reference = self._pool.parse(_named(wanted.model, wanted.name))
+        told = self._pull(reference.text)
+        if wanted.stream is not False:
+            return stream_reply(_told(told, reference.text), media_type="application/x-ndjson")
+        async for _ in told:
+            pass
+        return json_reply({"status": "success"})
+
+    async def _pull(self, text: str) -> AsyncIterator[tuple[int, int]]:
+        """Fetch a model; not more than some at a time."""
+        if self._n_pulls >= _N_PULLS:
+            raise Refusal(
+                HTTPStatus.TOO_MANY_REQUESTS, f"{_N_PULLS} downloads run already; wait for one", retry_after_s=30
+            )
+        self._n_pulls += 1
+        try:
+            async for told in self._pool.pull(text):
+                yield told
+        finally:
+            self._n_pulls -= 1
 
     async def unsupported(self, exchange: Exchange) -> Response:
         """Say that this server embeds and does nothing else."""
@@ -222,13 +238,12 @@ class Ollama:
         raise Refusal(HTTPStatus.BAD_REQUEST, f'"{hosted.name}" does not support {what}; this server embeds')
 
 
-async def _told(pull: Pull) -> AsyncIterator[bytes]:
+async def _told(pull: AsyncIterator[tuple[int, int]], name: str) -> AsyncIterator[bytes]:
     """Tell a download as Ollama's clients read it."""
     yield _line({"status": "pulling manifest"})
     try:
-        async for n_done, n_total in pull.progress():
-            digest = f"pulling {pull.name}"
-            yield _line({"status": digest, "digest": pull.name, "total": n_total, "completed": n_done})
+        async for n_done, n_total in pull:
+            yield _line({"status": f"pulling {name}", "digest": name, "total": n_total, "completed": n_done})
     except Exception as error:
         refusal = refusal_of(error)
         if refusal is None:

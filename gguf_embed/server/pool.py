@@ -20,6 +20,7 @@ from gguf_embed.models.shelf import FileOnDisk, files_on_disk
 from gguf_embed.opening import Wish
 from gguf_embed.server.hosted import Hosted
 from gguf_embed.server.metrics import Metrics
+from gguf_embed.server.pulls import pull
 from gguf_embed.server.refusals import Refusal
 from gguf_embed.server.settings import ServerSettings
 
@@ -50,7 +51,6 @@ class Pool:
         self.settings, self.catalog, self._metrics = settings, catalog, metrics
         self._hosted: dict[str, Hosted] = {}
         self._names: dict[str, str] = {}  # what clients may write, in lower case -> a key of _hosted
-        self.n_pulls = 0  # downloads that clients asked for
         self._loading = asyncio.Lock()  # one at a time, or each would plan with the same free memory
         self._shelf: tuple[float, tuple[FileOnDisk, ...]] = (-_SHELF_S, ())
         for text in settings.models:
@@ -96,10 +96,6 @@ class Pool:
                 self.parse(name)
                 found[name] = file
         return found
-
-    def forget_files(self) -> None:
-        """Look at the disk anew."""
-        self._shelf = (-_SHELF_S, ())
 
     def find(self, name: str | None) -> Hosted:
         """Find what a client means: a model that is served, or another one that is on this disk.
@@ -200,6 +196,8 @@ class Pool:
 
     async def _load(self, hosted: Hosted) -> None:
         """Open a model; others that nobody has used for longest make room where it would run worse beside them."""
+        if hosted.is_served:
+            await self._fetch(hosted)  # first and apart, so that others may be loaded meanwhile
         async with self._loading:
             while not hosted.is_loaded:
                 others = [one for one in self.hosted if one.is_loaded and one is not hosted]
@@ -213,11 +211,24 @@ class Pool:
                 finally:
                     hosted.evictable_bytes = 0
 
+    async def _fetch(self, hosted: Hosted) -> None:
+        """Download a model that is not on this disk."""
+        if hosted.opened is None and hosted.reference.path is None and not self.is_on_disk(hosted.reference.text):
+            async for n_done, n_total in self.pull(hosted.reference.text):
+                hosted.n_done, hosted.n_total = n_done, n_total
+
+    async def pull(self, text: str) -> AsyncIterator[tuple[int, int]]:
+        """Fetch a model, as `pulls.pull` does."""
+        limits = self.settings.limits
+        async for told in pull(Wish(config=self.catalog.config, text=text, prefer=self.settings.prefer, limits=limits)):
+            yield told
+        self._shelf = (-_SHELF_S, ())  # there is a new file
+
     async def _make_room(self, victim: Hosted) -> None:
         """Unload a model when those who use it now are done; those who come meanwhile wait for its next turn."""
         victim.is_giving_way = True
         try:
-            while victim.n_active:  # noqa: ASYNC110 - the same
+            while victim.n_active and victim.is_loaded:  # noqa: ASYNC110 - the same
                 await asyncio.sleep(_BUSY_LOOK_S)
             logger.info("%s makes room", victim.name)
             await self.unload(victim)
