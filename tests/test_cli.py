@@ -33,7 +33,8 @@ from gguf_embed.fit.planner import Limits
 from gguf_embed.prompts import PromptSet, resolve_prompt
 
 VERBS = (
-    "embed", "similarity", "plan", "pull", "list", "show", "rm", "quantize", "doctor", "bench", "models", "completion",
+    "embed", "similarity", "plan", "pull", "list", "show", "rm", "quantize", "doctor", "serve", "bench", "models",
+    "completion",
 )  # fmt: skip
 
 

@@ -33,7 +33,7 @@ _COMMANDS = {
     "rm": ("manage", "Delete a model's files from this disk."),
     "quantize": ("quantize", "Make a quantization of a model on this machine."),
     "doctor": ("doctor", "Look this machine over."),
-    "serve": ("serve", "Serve models over local HTTP: OpenAI's, Ollama's and TEI's routes."),
+    "serve": ("serve", "Serve models over local HTTP, as OpenAI, Ollama and TEI do."),
     "bench": ("bench", "Measure how fast a model is on this machine."),
     "models": ("manage", "List the models that have a name here."),
     "completion": ("manage", "Print the script that completes commands in a shell."),

@@ -41,9 +41,9 @@ _MODULES = ("httptools", "msgspec", "orjson", "prometheus_client", "starlette", 
 @click.option("--allow-host", "allow_hosts", multiple=True, metavar="NAME", help="A further name of this machine.")
 @click.option("--keep-alive", default="5m", show_default=True, help="How long an idle model stays; -1 for always.")
 @click.option("--lazy", is_flag=True, help="Load models at their first use instead of now.")
-@click.option("--max-body", type=SizeType(), default="32MiB", show_default=True, help="Of a request.")
-@click.option("--max-inputs", type=click.IntRange(min=1), default=2048, show_default=True, help="Texts of a request.")
-@click.option("--max-queue", type=click.IntRange(min=1), default=512, show_default=True, help="Then 429.")
+@click.option("--max-body", type=SizeType(), default="32MiB", show_default=True, help="Largest request.")
+@click.option("--max-inputs", type=click.IntRange(min=1), default=2048, show_default=True, help="Most texts of one.")
+@click.option("--max-queue", type=click.IntRange(min=1), default=512, show_default=True, help="Requests that may wait.")
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0, min_open=True),

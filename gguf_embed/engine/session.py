@@ -179,7 +179,7 @@ class Session:
             into: (n, dim) float32, filled in the order of `texts`.
             finish: makes (m, dim) rows of the (m, n_embd) that the model gave.
             truncate: as for `tokenize`.
-            prefix: prompt put before each text.
+            prefix: as for `tokenize`.
             batch_size: as for `embed`.
             on_batch: as for `embed`.
 
@@ -191,12 +191,11 @@ class Session:
             GGUFEmbedError: as `embed`.
         """
         repeats = Repeats(texts)
-        positions = repeats.positions
-        lengths = np.empty(len(positions), dtype=np.intp)
+        lengths = np.empty(len(repeats.texts), dtype=np.intp)
         truncated: list[int] = []
 
         def tokenize(start: int, window: Sequence[str]) -> tuple[list[Tokens], list[int]]:
-            names = positions[start : start + len(window)].tolist()
+            names = repeats.positions[start : start + len(window)].tolist()
             return self.tokenize(window, truncate=truncate, prefix=prefix, names=names)
 
         with Windows(tokenize, repeats.texts) as windows:
@@ -206,7 +205,7 @@ class Session:
                 lengths[here] = [len(ids) for ids in tokens]
                 truncated += cut
                 how: dict[str, Any] = {"finish": finish, "batch_size": batch_size, "on_batch": each}
-                self._embed(tokens, into, positions[here], prompt=prefix, **how)
+                self._embed(tokens, into, repeats.positions[here], prompt=prefix, **how)
         n_tokens = repeats.spread(lengths).tolist()
         repeats.copy(into)
         if again := repeats.again:

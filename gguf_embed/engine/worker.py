@@ -138,8 +138,7 @@ class Worker:
     @property
     def process_id(self) -> int | None:
         """Of the child, None while there is none."""
-        process = self._process
-        return None if process is None else process.process_id
+        return None if (process := self._process) is None else process.process_id
 
     @property
     def trouble(self) -> str | None:

@@ -11,14 +11,14 @@ from serving import Served
 from gguf_embed import Embedder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def served(starter, tmp_path_factory):
     """A server of all-MiniLM-L6-v2 in a process of its own."""
     with Served(tmp_path_factory.mktemp("served"), starter, "all-minilm-l6-v2") as server:
         yield server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def library(starter):
     """What vectors are held against: the same model by the same name."""
     with pytest.MonkeyPatch.context() as patch:

@@ -22,7 +22,7 @@ TEXTS = ["A cat sleeps.", "The kitten is napping.", "Interest rates rose.", "Wie
 NAME = "all-minilm-l6-v2"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def expected(library):
     """The library's vectors."""
     return library.encode(TEXTS)
