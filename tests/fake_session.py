@@ -22,6 +22,7 @@ class _Settings:
 @dataclasses.dataclass
 class _Layout:
     n_seq_max: int = 4
+    n_side: int = 1
 
 
 class FakeSession:
@@ -32,7 +33,7 @@ class FakeSession:
     """
 
     def __init__(self, slow_s=0.05):
-        self.settings, self.layout, self.n_side, self.n_embd = _Settings(), _Layout(), 1, 3
+        self.settings, self.layout, self.n_embd = _Settings(), _Layout(), 3
         self._slow_s, self._words = slow_s, {}
 
     def tokenize(self, texts, *, truncate, prefix, names):

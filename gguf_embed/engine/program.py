@@ -52,7 +52,7 @@ class _Host:
         self._session, self._channel = session, channel
         self._schedule = Schedule()
         self._size = StepSize(
-            n_batches=session.n_side, n_tokens=session.settings.n_batch, n_texts=session.layout.n_seq_max
+            n_batches=session.layout.n_side, n_tokens=session.settings.n_batch, n_texts=session.layout.n_seq_max
         )
         self._changed = threading.Condition()
         for work in (self._tokenize, self._decode):
@@ -91,18 +91,14 @@ class _Host:
                     ("ids", job.job_id, which.start, [len(one) for one in tokens], pieces), ids.tobytes()
                 )
             with self._changed:
-                if job.finish is None:
-                    job.n_tokenized = which.stop
-                else:
+                if job.finish is not None:
                     self._schedule.tokenized(job, which, tokens)
-                self._end_of(job)
+                else:
+                    job.n_tokenized = which.stop
+                    if job.is_tokenized:
+                        self._schedule.remove(job.job_id)
                 self._changed.notify_all()
             del job, found, tokens
-
-    def _end_of(self, job: Job) -> None:
-        """Take a job whose every text has been sent off the schedule."""
-        if job.finish is None and job.is_tokenized:
-            self._schedule.remove(job.job_id)
 
     # Decoding
 

@@ -147,11 +147,6 @@ class Session:
             model = self._open()
             return {token: model.piece(token) for token in ids}
 
-    @property
-    def n_side(self) -> int:
-        """Batches that are decoded side by side."""
-        return max(1, self.layout.n_contexts - 1)
-
     def cost_of(self, prompt: str) -> Callable[[Tokens], int]:
         """Tell how many tokens a text after this prompt really costs: those beside what its texts share."""
         with self._lock:
@@ -271,7 +266,7 @@ class Session:
             rest = [lengths[member] - n_prefix for member in group.members]
             packed = pack(rest, n_tokens_max=n_tokens_max, n_seq_max=n_seq_max)
             if self._crew is not None and sum(rest) >= _LEAST_SIDE * n_tokens_max:
-                packed = level(packed, rest, n_side=self.n_side)
+                packed = level(packed, rest, n_side=self.layout.n_side)
             batches = [[group.members[index] for index in batch] for batch in packed]
             for members, rows in self._decode(batches, tokens, named, n_prefix):
                 into[positions[members]] = finish(rows)

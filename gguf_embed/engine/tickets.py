@@ -164,9 +164,7 @@ class Ticket:
             self.fail(self._error)
             return
         repeats = self._repeats
-        result = Result(
-            n_tokens=repeats.spread(self._lengths).tolist(), truncated=repeats.all_of(sorted(self._truncated))
-        )
+        result = Result(n_tokens=repeats.spread(self._lengths).tolist(), truncated=repeats.all_of(self._truncated))
         if self.request.finish is None:
             result.pieces = self._pieces
             result.tokens = [self._tokens[int(at)] for at in repeats.spread(np.arange(len(repeats.texts)))]

@@ -48,6 +48,11 @@ class Layout:
     n_contexts: int = 1
     load_mode: str = "none"
 
+    @property
+    def n_side(self) -> int:
+        """Batches that are decoded side by side."""
+        return max(1, self.n_contexts - 1)
+
     def __post_init__(self) -> None:
         if not 1 <= self.n_seq_max <= self.n_ubatch <= self.n_ctx:
             raise ValueError(

@@ -164,14 +164,10 @@ class Endpoint:
         dialect: whose errors.
         metrics: where it is counted.
         limits: for the body.
-
-    Attributes:
-        handler: as given.
-        dialect: as given.
     """
 
     def __init__(self, handler: Handler, *, dialect: Dialect, metrics: Metrics, limits: Limits) -> None:
-        self.handler, self.dialect = handler, dialect
+        self._handler, self._dialect = handler, dialect
         self._metrics, self._limits = metrics, limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -181,16 +177,16 @@ class Endpoint:
         status = _LEFT
         try:
             try:
-                response = await self.handler(exchange)
+                response = await self._handler(exchange)
             except ClientLeftError:
                 return
             except Exception as error:  # noqa: BLE001 - answered, and a bug is logged with its traceback
-                response = self.answer_to(error)
+                response = self._answer_to(error)
             status = response.status_code
             await response(scope, receive, send)
         finally:
             seconds = time.monotonic() - started_s
-            self._metrics.answered(self.dialect.name, status, seconds)
+            self._metrics.answered(self._dialect.name, status, seconds)
             facts = {
                 "method": scope["method"],
                 "path": scope["raw_path"].decode("latin-1"),
@@ -199,13 +195,13 @@ class Endpoint:
             }
             access.info("%(method)s %(path)s %(status)s %(ms)s ms", facts, extra={"facts": facts | exchange.facts})
 
-    def answer_to(self, error: Exception) -> Response:
+    def _answer_to(self, error: Exception) -> Response:
         """Return the dialect's answer to an error."""
         refusal = refusal_of(error)
         if refusal is None:
             logger.error("a bug: %s", type(error).__name__, exc_info=error)
             refusal = Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, "internal error; the server's log has it")
-        return refuse(self.dialect, refusal)
+        return refuse(self._dialect, refusal)
 
 
 def refuse(dialect: Dialect, refusal: Refusal) -> Response:

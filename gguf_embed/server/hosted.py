@@ -160,7 +160,7 @@ class Hosted:
         """Count a decode."""
         n_room = 1
         if self.opened is not None:
-            n_room = self.opened.selection.plan.n_batch * max(1, self.opened.layout.n_contexts - 1)
+            n_room = self.opened.selection.plan.n_batch * self.opened.layout.n_side
         self._metrics.decoded(self.name, n_texts, n_tokens, seconds, n_room=n_room)
 
     def crashed(self, error: WorkerCrashedError) -> None:

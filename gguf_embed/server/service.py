@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -94,7 +93,7 @@ class Service:
         self.n_waiting = self.n_texts_waiting = self._n_bytes_waiting = 0
 
     async def embed(self, call: Call, gone: Gone) -> Answer:
-        """Embed texts.
+        """Embed texts, or tokenize them.
 
         Args:
             call: what is wanted.
@@ -135,10 +134,6 @@ class Service:
             with_pieces=call.wants_tokens,
         )
         return await self._wait(hosted, request, gone)
-
-    async def tokenize(self, call: Call, gone: Gone) -> Answer:
-        """Tokenize texts; as `embed` otherwise."""
-        return await self.embed(dataclasses.replace(call, wants_tokens=True), gone)
 
     async def _wait(self, hosted: Hosted, request: Request, gone: Gone) -> Result:
         """Wait for the rows or for the client to leave, whichever is first."""

@@ -154,8 +154,9 @@ class TEI:
         """Turn texts into tokens."""
         wanted = await exchange.read(TokenizeRequest)
         texts = _checked(wanted.inputs)
-        call = Call(model=None, texts=texts, options=EncodeOptions(prompt_name=wanted.prompt_name))
-        answer = await self._service.tokenize(call, exchange.gone)
+        options = EncodeOptions(prompt_name=wanted.prompt_name)
+        call = Call(model=None, texts=texts, options=options, wants_tokens=True)
+        answer = await self._service.embed(call, exchange.gone)
         pieces = answer.result.pieces
         return json_reply([
             [
