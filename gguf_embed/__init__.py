@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         InvalidGGUFError,
         InvalidRegistryError,
         InvalidTextError,
+        JobError,
         MissingExtraError,
         ModelLoadError,
         NonFiniteEmbeddingError,
@@ -42,16 +43,25 @@ if TYPE_CHECKING:
         WorkerCrashedError,
     )
     from gguf_embed.fit.planner import Limits, Plan
-    from gguf_embed.vectors import similarity, similarity_pairwise, truncate_dim
+    from gguf_embed.stream.cache import VectorCache
+    from gguf_embed.stream.chunking import Chunking, Span
+    from gguf_embed.stream.results import StreamResult
+    from gguf_embed.vectors import calibrate, quantize_embeddings, similarity, similarity_pairwise, truncate_dim
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Chunking": "gguf_embed.stream.chunking",
     "Embedder": "gguf_embed.embedder",
     "EmbedReport": "gguf_embed.encoding",
     "EncodeOptions": "gguf_embed.encoding",
     "Limits": "gguf_embed.fit.planner",
     "Plan": "gguf_embed.fit.planner",
+    "Span": "gguf_embed.stream.chunking",
+    "StreamResult": "gguf_embed.stream.results",
+    "VectorCache": "gguf_embed.stream.cache",
+    "calibrate": "gguf_embed.vectors",
+    "quantize_embeddings": "gguf_embed.vectors",
     "similarity": "gguf_embed.vectors",
     "similarity_pairwise": "gguf_embed.vectors",
     "truncate_dim": "gguf_embed.vectors",
@@ -62,6 +72,7 @@ __all__ = [
     "AllocationError",
     "BackendError",
     "ChecksumError",
+    "Chunking",
     "ClosedError",
     "ConfigError",
     "DecodeError",
@@ -77,6 +88,7 @@ __all__ = [
     "InvalidGGUFError",
     "InvalidRegistryError",
     "InvalidTextError",
+    "JobError",
     "Limits",
     "MissingExtraError",
     "ModelLoadError",
@@ -84,13 +96,18 @@ __all__ = [
     "OfflineError",
     "Plan",
     "RegistryError",
+    "Span",
     "StorageError",
+    "StreamResult",
     "TextTooLongError",
     "UnknownModelError",
     "UnknownQuantError",
     "UnsupportedModelError",
+    "VectorCache",
     "WorkerCrashedError",
     "__version__",
+    "calibrate",
+    "quantize_embeddings",
     "similarity",
     "similarity_pairwise",
     "truncate_dim",

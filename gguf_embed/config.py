@@ -18,10 +18,11 @@ import platformdirs
 from gguf_embed.errors import ConfigError
 from gguf_embed.sizes import parse_size
 
-__all__ = ["DEFAULT_ENDPOINT", "DEFAULT_MODEL", "DEVICE_NAME", "Config", "load_config"]
+__all__ = ["DEFAULT_CACHE_BYTES", "DEFAULT_ENDPOINT", "DEFAULT_MODEL", "DEVICE_NAME", "Config", "load_config"]
 
 DEFAULT_MODEL = "qwen3-embedding-4b"
 DEFAULT_ENDPOINT = "https://huggingface.co"
+DEFAULT_CACHE_BYTES = 4 << 30  # 4 GiB: 2.6 million vectors of 384 numbers, 400,000 of 2,560
 # What a device may be called: by what it is, or by ggml's or PyTorch's name, such as CUDA0, MTL0, cuda:1 or mps.
 DEVICE_NAME = re.compile(
     r"auto|gpu|cpu|(cuda|mtl|metal|mps|rocm|hip|vulkan|sycl|xpu|musa|cann|opencl|rpc):?\d*", re.IGNORECASE
@@ -46,7 +47,8 @@ class Config:
         api_key: that clients of a server must send, None for none.
         cuda_visible_devices: what CUDA is told to use of its devices, None for all.
         hub_cache: Hugging Face cache folder, shared with every other tool that uses it.
-        cache_dir: models that this program makes itself (the starter model).
+        cache_dir: models that this program makes itself (the starter model), and vectors.
+        cache_bytes: what the vectors kept for jobs may grow to, 0 for none.
         state_dir: what was learnt about this machine.
         config_dir: holds config.toml and the user's own models.toml.
     """
@@ -61,6 +63,7 @@ class Config:
     cuda_visible_devices: str | None = None
     hub_cache: Path
     cache_dir: Path
+    cache_bytes: int = DEFAULT_CACHE_BYTES
     state_dir: Path
     config_dir: Path
 
@@ -186,6 +189,10 @@ def _memory(raw: Any) -> int:
     return parse_size(str(raw))
 
 
+def _cache_size(raw: Any) -> int:
+    return 0 if str(raw).strip() == "0" else parse_size(str(raw))
+
+
 # One environment variable, GGUF_EMBED_<KEY>, for each key of config.toml.
 _KEYS: dict[str, Any] = {
     "model": _text,
@@ -195,5 +202,6 @@ _KEYS: dict[str, Any] = {
     "offline": _boolean,
     "endpoint": _text,
     "api_key": _text,
+    "cache_size": _cache_size,
 }
-_FIELDS = {"memory": "memory_bytes"}
+_FIELDS = {"memory": "memory_bytes", "cache_size": "cache_bytes"}

@@ -5,11 +5,11 @@ It must not know the command line, HTTP or files of texts.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
-import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack, overload
@@ -18,16 +18,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gguf_embed import vectors
-from gguf_embed.config import load_config
 from gguf_embed.encoding import EmbedReport, EncodeKeywords, EncodeOptions, QueryKeywords, as_list, check_dim, prepare
-from gguf_embed.engine.session import Session
-from gguf_embed.engine.worker import Worker
-from gguf_embed.errors import ClosedError
 from gguf_embed.fit.planner import Limits, Plan
-from gguf_embed.models.catalog import Catalog
-from gguf_embed.opening import Opened, Wish, open_session, open_worker
+from gguf_embed.model import LazyModel
+from gguf_embed.progress import texts_progress
 from gguf_embed.prompts import PromptSet
-from gguf_embed.selection import Overrides, Selection, fingerprint, select
+from gguf_embed.selection import Overrides
+from gguf_embed.stream.cache import VectorCache, user_cache
+from gguf_embed.stream.chunking import Chunking
+from gguf_embed.stream.pipeline import TextStream
+from gguf_embed.stream.results import Block, StreamResult, Text, plain_texts
 
 __all__ = ["Embedder"]
 
@@ -76,23 +76,18 @@ class Embedder:
     ) -> None:
         if isolation not in (None, "process"):
             raise ValueError(f"isolation is {isolation!r}; it is None or 'process'")
-        self._isolation = isolation
-        config = load_config()
-        self._catalog = Catalog(config)
-        self._text = config.model if model is None else os.fspath(model)
-        self._prefer = prefer
-        self._overrides = Overrides(pooling_type=pooling_type, add_eos=add_eos)
-        limits = (limits or Limits()).over(config)
-        self._limits = dataclasses.replace(limits, device=device) if device else limits
-        self._spec = self._catalog.parse(self._text).spec
+        limits = limits or Limits()
+        self._model = LazyModel(
+            None if model is None else os.fspath(model),
+            limits=dataclasses.replace(limits, device=device) if device else limits,
+            prefer=prefer,
+            overrides=Overrides(pooling_type=pooling_type, add_eos=add_eos),
+            in_process=isolation is None,
+        )
         self._truncate_dim = truncate_dim
-        if truncate_dim is not None and self._spec is not None:
-            check_dim(truncate_dim, self._spec.n_embd, model=self._spec.model_id, matryoshka=self._spec.matryoshka)
-        self._lock = threading.RLock()
-        self._selection: Selection | None = None
-        self._opened: Opened | None = None
-        self._session: Session | Worker | None = None
-        self._is_closed = self._has_warned = False
+        spec = self._model.spec
+        if truncate_dim is not None and spec is not None:
+            check_dim(truncate_dim, spec.n_embd, model=spec.model_id, matryoshka=spec.matryoshka)
 
     @property
     def plan(self) -> Plan:
@@ -102,17 +97,17 @@ class Embedder:
             DoesNotFitError: nothing fits.
             HubError: a header or a listing that is needed cannot be fetched.
         """
-        return self._select().plan
+        return self._model.selection().plan
 
     @property
     def model_id(self) -> str:
         """The registry's name of the model, else the repository or file."""
-        return self._select().resolved.model_id
+        return self._model.selection().resolved.model_id
 
     @property
     def prompts(self) -> PromptSet:
         """The prompts that the model was trained with; empty where the registry does not know it."""
-        return self._spec.prompts if self._spec is not None else PromptSet()
+        return self._model.prompts
 
     @property
     def dim(self) -> int:
@@ -122,12 +117,12 @@ class Embedder:
     @property
     def n_embd(self) -> int:
         """Components of the model's full vectors."""
-        return self._spec.n_embd if self._spec is not None else self._loaded()[1].n_embd
+        return self._model.n_embd
 
     @property
     def max_seq_length(self) -> int:
         """Longest text in tokens, special ones included."""
-        return self._loaded()[1].max_tokens
+        return self._model.max_tokens
 
     def get_embedding_dimension(self) -> int:
         """Return `dim`; sentence-transformers' name for it."""
@@ -139,10 +134,11 @@ class Embedder:
 
         Reads the whole file once where its checksum is not known from the cache.
         """
-        path = self.load()
-        return fingerprint(self._select(), path, prompts=self.prompts, dim=self.dim)
+        return self._model.fingerprint(self.dim)
 
-    # Loading
+    def fetch(self, on_progress: OnProgress | None = None) -> Path:
+        """Plan and fetch now, without loading; as `load` otherwise."""
+        return self._model.fetch(on_progress)
 
     def load(self, on_progress: OnProgress | None = None) -> Path:
         """Plan, fetch and load now.
@@ -156,34 +152,7 @@ class Embedder:
         Raises:
             GGUFEmbedError: whatever stands in the way, each with its own class.
         """
-        return self._loaded(on_progress)[1].path
-
-    def _loaded(self, on_progress: OnProgress | None = None) -> tuple[Session | Worker, Opened]:
-        with self._lock:
-            if self._is_closed:
-                raise ClosedError(f"the Embedder of {self._text!r} was closed; make a new one")
-            if self._session is None or self._opened is None:
-                wish = Wish(
-                    config=self._catalog.config, text=self._text, prefer=self._prefer, limits=self._limits,
-                    overrides=self._overrides,
-                )  # fmt: skip
-                if self._isolation == "process":
-                    self._session, self._opened = open_worker(wish, on_progress)
-                else:
-                    self._session, self._opened = open_session(
-                        wish, on_progress, catalog=self._catalog, selection=self._select()
-                    )
-                self._selection = self._opened.selection
-            return self._session, self._opened
-
-    def _select(self) -> Selection:
-        with self._lock:
-            if self._selection is None:
-                resolved = self._catalog.resolve(self._text, prefer=self._prefer)
-                self._selection = select(self._catalog, resolved, limits=self._limits, overrides=self._overrides)
-            return self._selection
-
-    # Embedding
+        return self._model.open(on_progress)[1].path
 
     @overload
     def encode(self, inputs: str, **options: Unpack[EncodeKeywords]) -> NDArray[np.float32]: ...
@@ -210,8 +179,8 @@ class Embedder:
             prompt: put before each text as it is; wins over prompt_name.
             batch_size: at most this many texts a decode; memory is bounded by tokens, not by it.
             show_progress_bar: draw one on stderr.
-            precision: "float32", or "int8", "uint8" (of two texts or more), "binary", "ubinary" as in
-                sentence-transformers.
+            precision: "float32", "float16", or as in sentence-transformers "int8", "uint8" (of two texts or more),
+                "binary", "ubinary".
             normalize_embeddings: give rows unit length.
             truncate_dim: components to keep (MRL), None for the Embedder's.
             truncate: "error" for over-long texts, or "end" to cut them before their EOS and warn.
@@ -227,14 +196,9 @@ class Embedder:
             ClosedError: after close().
         """
         options = EncodeOptions(
-            prompt_name=prompt_name,
-            prompt=prompt,
-            batch_size=batch_size,
-            normalize_embeddings=normalize_embeddings,
-            truncate_dim=truncate_dim,
-            truncate=truncate,
-            precision=precision,
-        )
+            prompt_name=prompt_name, prompt=prompt, batch_size=batch_size, precision=precision,
+            normalize_embeddings=normalize_embeddings, truncate_dim=truncate_dim, truncate=truncate,
+        )  # fmt: skip
         return self._encode(inputs, options, show_progress_bar=show_progress_bar)
 
     @overload
@@ -260,15 +224,9 @@ class Embedder:
         `task` takes the place of the default task in the prompt; a model that takes none raises ValueError.
         """
         options = EncodeOptions(
-            prompt_name=prompt_name,
-            prompt=prompt,
-            task=task,
-            batch_size=batch_size,
-            normalize_embeddings=normalize_embeddings,
-            truncate_dim=truncate_dim,
-            truncate=truncate,
-            precision=precision,
-        )
+            prompt_name=prompt_name, prompt=prompt, task=task, batch_size=batch_size, precision=precision,
+            normalize_embeddings=normalize_embeddings, truncate_dim=truncate_dim, truncate=truncate,
+        )  # fmt: skip
         return self._encode(inputs, options, show_progress_bar=show_progress_bar)
 
     @overload
@@ -290,14 +248,9 @@ class Embedder:
     ) -> NDArray[Any]:
         """Turn documents into vectors, with the model's document prompt where it has one; as `encode` otherwise."""
         options = EncodeOptions(
-            prompt_name=prompt_name,
-            prompt=prompt,
-            batch_size=batch_size,
-            normalize_embeddings=normalize_embeddings,
-            truncate_dim=truncate_dim,
-            truncate=truncate,
-            precision=precision,
-        )
+            prompt_name=prompt_name, prompt=prompt, batch_size=batch_size, precision=precision,
+            normalize_embeddings=normalize_embeddings, truncate_dim=truncate_dim, truncate=truncate,
+        )  # fmt: skip
         return self._encode(inputs, options, show_progress_bar=show_progress_bar)
 
     def report(
@@ -316,13 +269,13 @@ class Embedder:
         options = options or EncodeOptions()
         texts = as_list(inputs)
         options.check_n_texts(len(texts))
-        how = prepare(options, self._spec, lambda: self.n_embd, truncate_dim=self._truncate_dim)
-        self._warn_of_missing_prompt(options)
+        how = prepare(options, self._model.spec, lambda: self.n_embd, truncate_dim=self._truncate_dim)
+        self._model.warn_of_missing_prompt(options)
         embeddings = np.empty((len(texts), how.dim), dtype=np.float32)
         n_tokens: list[int] = []
         truncated: list[int] = []
         if texts:
-            session, opened = self._loaded()
+            session, opened = self._model.open()
             n_tokens, truncated = session.embed_texts(
                 texts,
                 embeddings,
@@ -340,10 +293,72 @@ class Embedder:
             truncated=tuple(truncated),
         )
 
-    def _warn_of_missing_prompt(self, options: EncodeOptions) -> None:
-        if self._spec is None and options.prompt_name == "query" and options.prompt is None and not self._has_warned:
-            self._has_warned = True
-            logger.warning("no query prompt is known for %s; if its card has one, pass it as prompt", self._text)
+    def encode_stream(
+        self,
+        inputs: Iterable[str | tuple[Any, str]],
+        options: EncodeOptions | None = None,
+        *,
+        chunking: Chunking | None = None,
+        cache: VectorCache | bool = False,
+    ) -> Iterator[StreamResult]:
+        """Embed any number of texts in the memory of a thousand.
+
+        Args:
+            inputs: texts, or pairs of an id and a text; an id left out is the text's position. They are read as
+                results are taken, at most 1,024 texts or 64 KiB and one text ahead.
+            options: how, as for `report`; not "int8" and "uint8", which need the range of all vectors:
+                take float32 and `quantize_embeddings` with ranges.
+            chunking: what becomes of long texts; None for an error on each.
+            cache: rows of before; True for the user's own, which all programs share.
+
+        Yields:
+            A result for each text in order, or for each chunk of it. A text that cannot be embedded has its error in
+            the result and stops nothing.
+
+        Raises:
+            TypeError: an input is not a str or a pair.
+            ValueError: as `encode`.
+            GGUFEmbedError: what no single text is to blame for.
+        """
+        blocks = self.stream(plain_texts(inputs), options or EncodeOptions(), chunking=chunking, cache=cache)
+        return (result for block in blocks for result in block.results)
+
+    def stream(
+        self,
+        texts: Iterable[Text],
+        options: EncodeOptions,
+        *,
+        chunking: Chunking | None = None,
+        cache: VectorCache | bool = False,
+        on_batch: OnProgress | None = None,
+    ) -> Iterator[Block]:
+        """Embed as `encode_stream` does, in the blocks that are computed together; `on_batch` as for `report`."""
+        self._model.warn_of_missing_prompt(options)
+        stream = TextStream(
+            self._model, options, truncate_dim=self._truncate_dim, chunking=chunking or Chunking(),
+            cache=user_cache(self._model.config) if cache is True else cache or None, on_batch=on_batch,
+        )  # fmt: skip
+        return stream.blocks(texts)
+
+    def encode_multi_dim(
+        self, inputs: Iterable[str], dims: Sequence[int], options: EncodeOptions | None = None
+    ) -> dict[int, NDArray[Any]]:
+        """Embed texts once and cut the vectors to several lengths (MRL).
+
+        Args:
+            inputs: the texts.
+            dims: components to keep; each is checked before anything is embedded.
+            options: how, as for `report`; its truncate_dim is not looked at.
+
+        Returns:
+            By length, (n, dim) as `encode` gives it for that truncate_dim.
+        """
+        options = options or EncodeOptions()
+        cuts = {dim: prepare(dataclasses.replace(options, truncate_dim=dim), self._model.spec, lambda: self.n_embd)
+                for dim in dims}  # fmt: skip
+        raw = dataclasses.replace(options, normalize_embeddings=False, truncate_dim=self.n_embd, precision="float32")
+        rows = self.report(inputs, raw).embeddings
+        return {dim: vectors.quantize_embeddings(how.finish(rows), options.precision) for dim, how in cuts.items()}
 
     def tokenize(self, inputs: str | Sequence[str]) -> list[list[int]]:
         """Return the ids of each text, or of the one text, as the model sees it: special ones, no prompt.
@@ -352,7 +367,7 @@ class Embedder:
             TypeError: an input is not a str.
             InputError: a text cannot be tokenized or is too long.
         """
-        tokens, _ = self._loaded()[0].tokenize([inputs] if isinstance(inputs, str) else as_list(inputs))
+        tokens, _ = self._model.open()[0].tokenize([inputs] if isinstance(inputs, str) else as_list(inputs))
         return [ids.tolist() for ids in tokens]
 
     def similarity(self, a: ArrayLike, b: ArrayLike) -> Float32Matrix:
@@ -365,24 +380,13 @@ class Embedder:
 
     def _encode(self, inputs: str | Sequence[str], options: EncodeOptions, *, show_progress_bar: bool) -> NDArray[Any]:
         texts = [inputs] if isinstance(inputs, str) else as_list(inputs)
-        if show_progress_bar:
-            from gguf_embed.progress import texts_progress  # noqa: PLC0415 - rich costs 60 ms
-
-            with texts_progress(len(texts)) as on_batch:
-                report = self.report(texts, options, on_batch=on_batch)
-        else:
-            report = self.report(texts, options)
+        with texts_progress(len(texts)) if show_progress_bar else contextlib.nullcontext() as on_batch:
+            report = self.report(texts, options, on_batch=on_batch)
         return report.embeddings[0] if isinstance(inputs, str) else report.embeddings
-
-    # Closing
 
     def close(self) -> None:
         """Free the model; closing twice is allowed, use after it raises ClosedError."""
-        with self._lock:
-            self._is_closed = True
-            session, self._session = self._session, None
-        if session is not None:
-            session.close()
+        self._model.close()
 
     def __enter__(self) -> Self:
         return self
@@ -393,4 +397,4 @@ class Embedder:
         self.close()
 
     def __repr__(self) -> str:
-        return f"Embedder({self._text!r})"
+        return f"Embedder({self._model.text!r})"

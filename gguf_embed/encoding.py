@@ -39,7 +39,7 @@ class EncodeOptions:
         normalize_embeddings: give rows unit length.
         truncate_dim: components to keep (MRL), None for the Embedder's.
         truncate: "error" for over-long texts, or "end" to cut them.
-        precision: "float32", "int8", "uint8", "binary" or "ubinary".
+        precision: "float32", "float16", "int8", "uint8", "binary" or "ubinary".
     """
 
     prompt_name: str | None = None

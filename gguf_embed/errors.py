@@ -28,6 +28,7 @@ It knows no other module: messages and facts are given by whoever raises.
     │  ├─ TextTooLongError              index, n_tokens, n_ctx
     │  ├─ InvalidTextError              index, reason
     │  └─ DimensionError                dim, allowed
+    ├─ JobError                         path
     └─ MissingExtraError (+ImportError) extra
 
 The caller's own mistakes (a negative batch_size, bytes instead of str) are stock TypeError and ValueError.
@@ -55,6 +56,7 @@ __all__ = [
     "InvalidGGUFError",
     "InvalidRegistryError",
     "InvalidTextError",
+    "JobError",
     "MissingExtraError",
     "ModelLoadError",
     "NonFiniteEmbeddingError",
@@ -299,6 +301,18 @@ class DimensionError(InputError):
         super().__init__(message, dim=dim, allowed=allowed)
         self.dim: int
         self.allowed: str
+
+
+class JobError(GGUFEmbedError):
+    """A job cannot go on with what is on disk: it is another's, it is damaged, or its input has changed.
+
+    Attributes:
+        path: of the work in progress.
+    """
+
+    def __init__(self, message: str, *, path: Path) -> None:
+        super().__init__(message, path=path)
+        self.path: Path
 
 
 class MissingExtraError(GGUFEmbedError, ImportError):

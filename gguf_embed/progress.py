@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 from gguf_embed.sizes import format_size
 
-__all__ = ["download_progress", "tensors_progress", "texts_progress"]
+__all__ = ["counted_progress", "download_progress", "tensors_progress", "texts_progress"]
 
 _PLAIN_EVERY_S = 5.0
 
@@ -32,7 +32,7 @@ def texts_progress(n_texts: int) -> Iterator[Callable[[int, int], None]]:
     def counts() -> str:
         return f"{n_tokens / max(time.monotonic() - begun, 1e-9):,.0f} tokens/s"
 
-    with _bar("embedding", n_texts) as advance:
+    with counted_progress("embedding", n_texts) as advance:
 
         def on_batch(batch_texts: int, batch_tokens: int) -> None:
             nonlocal done, n_tokens
@@ -54,7 +54,7 @@ def download_progress(label: str) -> Iterator[Callable[[int, int], None]]:
     """
     first: tuple[float, int] | None = None
 
-    with _bar(label, None) as advance:
+    with counted_progress(label, None) as advance:
 
         def on_bytes(present: int, total: int) -> None:
             nonlocal first
@@ -77,13 +77,21 @@ def tensors_progress(label: str) -> Iterator[Callable[[int, int], None]]:
     Yields:
         To be called with tensors done and tensors in all.
     """
-    with _bar(label, None) as advance:
+    with counted_progress(label, None) as advance:
         yield lambda done, total: advance(done, total, f"{done}/{total} tensors")
 
 
 @contextlib.contextmanager
-def _bar(label: str, total: int | None) -> Iterator[Callable[[int, int, str], None]]:
-    """Yield advance(completed, total, words); nothing is drawn before it is called."""
+def counted_progress(label: str, total: int | None) -> Iterator[Callable[[int, int | None, str], None]]:
+    """Show how much is done in the caller's words.
+
+    Args:
+        label: what is done.
+        total: of it, None where that is not known.
+
+    Yields:
+        advance(completed, total, words); nothing is drawn before it is called.
+    """
     if not (sys.stderr is not None and sys.stderr.isatty()):
         yield _plain_lines(label)
         return
@@ -99,7 +107,7 @@ def _bar(label: str, total: int | None) -> Iterator[Callable[[int, int, str], No
     progress = Progress(*columns, console=Console(stderr=True))
     task = progress.add_task(label, total=total, words="")
 
-    def advance(completed: int, whole: int, words: str) -> None:
+    def advance(completed: int, whole: int | None, words: str) -> None:
         progress.start()
         progress.update(task, completed=completed, total=whole, words=words)
 
@@ -109,13 +117,14 @@ def _bar(label: str, total: int | None) -> Iterator[Callable[[int, int, str], No
         progress.stop()
 
 
-def _plain_lines(label: str) -> Callable[[int, int, str], None]:
-    last = time.monotonic()
+def _plain_lines(label: str) -> Callable[[int, int | None, str], None]:
+    last, is_done = time.monotonic(), False
 
-    def advance(completed: int, whole: int, words: str) -> None:
-        nonlocal last
-        if sys.stderr is not None and (time.monotonic() - last >= _PLAIN_EVERY_S or completed == whole):
-            last = time.monotonic()
+    def advance(completed: int, whole: int | None, words: str) -> None:
+        nonlocal last, is_done
+        is_late = time.monotonic() - last >= _PLAIN_EVERY_S
+        if sys.stderr is not None and (is_late or (completed == whole and not is_done)):
+            last, is_done = time.monotonic(), completed == whole
             sys.stderr.write(f"{label}: {words}\n")
 
     return advance

@@ -6,13 +6,13 @@ It joins catalog and planner; it must not know texts or vectors.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,15 @@ from gguf_embed.models.sources import Resolved, Source
 from gguf_embed.models.specs import ModelSpec
 from gguf_embed.prompts import PromptSet
 
-__all__ = ["Overrides", "Selection", "check_on_disk", "choose_source", "fingerprint", "select", "session_settings"]
+__all__ = [
+    "Overrides", "Selection", "check_on_disk", "choose_source", "fingerprint", "row_identity", "select",
+    "session_settings",
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
+
+# Raised when `engine.tokenizing` gives other tokens for the same text, so that rows kept from before are not used.
+TOKEN_RULE = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,11 +81,6 @@ class Selection:
         """What is commonly wanted of this model and in no source: quantization and how it could be made here."""
         return missing_offers(self.resolved.spec) if self.resolved.spec is not None else ()
 
-    @property
-    def ends_with_eos(self) -> bool | None:
-        """Whether texts end with EOS by override or header; None where neither says."""
-        return self.plan.facts.add_eos if self.add_eos is None else self.add_eos
-
 
 def select(
     catalog: Catalog,
@@ -116,7 +117,9 @@ def select(
     here = machine or here or hardware.probe()
     if machine is None and margins is None:
         margins = load_margins(catalog.config.state_dir, here)
-    question = partial(planner.plan, resolved.model_id, candidates, here, limits, others=others, margins=margins)
+    question = functools.partial(
+        planner.plan, resolved.model_id, candidates, here, limits, others=others, margins=margins
+    )
     try:
         plan = _plan(catalog, question, donor if machine is None else None, here)
     except DoesNotFitError as error:
@@ -138,7 +141,7 @@ def _plan(catalog: Catalog, question: Callable[..., Plan], donor: Header | None,
         return question()
     dry_run = DryRun(cache_dir=catalog.config.cache_dir / "dry-runs", devices=here.fingerprint)
     name = Path(donor.source.name).name
-    return _measured(question, partial(dry_run.measure, donor.path, name=name), donor.facts)
+    return _measured(question, functools.partial(dry_run.measure, donor.path, name=name), donor.facts)
 
 
 def _tuned(plan: Plan, tuning: Tuning, limits: Limits) -> Plan:
@@ -260,7 +263,7 @@ def fingerprint(selection: Selection, path: Path, *, prompts: PromptSet, dim: in
     facts: dict[str, Any] = {
         "sha256": _sha256(path),
         "pooling_type": selection.pooling_type,
-        "add_eos": selection.ends_with_eos,
+        "add_eos": load_facts(path).add_eos if selection.add_eos is None else selection.add_eos,
         "prompts": dataclasses.asdict(prompts),
         "dim": dim,
         "normalize": True,
@@ -268,11 +271,33 @@ def fingerprint(selection: Selection, path: Path, *, prompts: PromptSet, dim: in
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
+def row_identity(selection: Selection, path: Path, *, overrides: Overrides) -> str:
+    """Tell apart what gives other raw rows for the same tokens, before anything is loaded.
+
+    Args:
+        selection: how the file is used.
+        path: the file; read once where its checksum is not known from the cache.
+        overrides: what the caller knows better than the file.
+
+    Returns:
+        A text that is equal only where file, pooling, EOS and this program's rules for tokens are.
+    """
+    spec = selection.resolved.spec
+    wanted = overrides.add_eos if overrides.add_eos is not None else spec.add_eos if spec is not None else None
+    return f"{_sha256(path)} {selection.pooling_type} {wanted} {TOKEN_RULE}"
+
+
 def _sha256(path: Path) -> str:
     """The file's checksum; a blob of the Hugging Face cache carries it as its name."""
-    name = path.resolve().name
-    if re.fullmatch(r"[0-9a-f]{64}", name):
-        return name
+    real = path.resolve()
+    if re.fullmatch(r"[0-9a-f]{64}", real.name):
+        return real.name
+    facts = real.stat()
+    return _sha256_of(real, facts.st_size, facts.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _sha256_of(path: Path, size_bytes: int, changed_ns: int) -> str:  # noqa: ARG001 - what tells files apart
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

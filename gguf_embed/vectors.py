@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-PRECISIONS = ("float32", "int8", "uint8", "binary", "ubinary")
+PRECISIONS = ("float32", "float16", "int8", "uint8", "binary", "ubinary")
 
 __all__ = [
     "PRECISIONS",
+    "calibrate",
     "l2_normalize",
     "layer_norm",
     "quantize_embeddings",
@@ -125,24 +126,45 @@ def _rows(vectors: ArrayLike) -> Float32Matrix:
     return matrix
 
 
-def quantize_embeddings(embeddings: Float32Matrix, precision: str) -> NDArray[Any]:
+def calibrate(embeddings: Float32Matrix) -> Float32Matrix:
+    """Find the range of each component, for `quantize_embeddings`.
+
+    Args:
+        embeddings: (n, dim), n >= 1: what is to be quantized, or enough like it.
+
+    Returns:
+        (2, dim) float32: least and greatest of each component.
+
+    Raises:
+        ValueError: there are no rows.
+    """
+    if not len(embeddings):
+        raise ValueError("ranges are found in rows, and there are none")
+    return np.stack([embeddings.min(axis=0), embeddings.max(axis=0)]).astype(np.float32)
+
+
+def quantize_embeddings(embeddings: Float32Matrix, precision: str, *, ranges: ArrayLike | None = None) -> NDArray[Any]:
     """Store embeddings in fewer bits.
 
     Args:
         embeddings: (n, dim) float32.
-        precision: "float32", "int8", "uint8", "binary" or "ubinary". int8 and uint8 spread the range that each
-            component has in these very rows, so they need at least two rows and compare only within one call.
+        precision: "float32", "float16", "int8", "uint8", "binary" or "ubinary".
+        ranges: (2, dim) as `calibrate` gives them, for int8 and uint8; rows compare only where they were quantized
+            with the same. What lies outside is taken as the nearest. None takes those of these very rows, of which
+            there are two at least then.
 
     Returns:
-        (n, dim) float32, int8 or uint8; (n, ceil(dim / 8)) int8 for "binary", uint8 for "ubinary".
+        (n, dim) float32, float16, int8 or uint8; (n, ceil(dim / 8)) int8 for "binary", uint8 for "ubinary".
 
     Raises:
-        ValueError: no such precision, or a single row for int8 and uint8.
+        ValueError: no such precision, a single row for int8 and uint8 without ranges, or ranges of another shape.
 
-    Source: sentence-transformers 6.2, util/quantization.py, quantize_embeddings.
+    Source: sentence-transformers 6.2, util/quantization.py, quantize_embeddings, which lets values outside wrap round.
     """
     if precision == "float32":
         return embeddings
+    if precision == "float16":
+        return embeddings.astype(np.float16)
     if precision in ("binary", "ubinary"):
         packed = np.packbits(embeddings > 0, axis=-1)
         return packed if precision == "ubinary" else np.asarray(packed.astype(np.int16) - 128, dtype=np.int8)
@@ -150,10 +172,24 @@ def quantize_embeddings(embeddings: Float32Matrix, precision: str) -> NDArray[An
         raise ValueError(f"precision is {precision!r}; it is one of {', '.join(PRECISIONS)}")
     if len(embeddings) == 0:
         return np.empty(embeddings.shape, dtype=precision)
-    if len(embeddings) == 1:
-        raise ValueError(f"{precision} spreads the range of many rows and got {len(embeddings)}; use binary or float32")
-    low, high = embeddings.min(axis=0), embeddings.max(axis=0)
+    low, high = _checked_ranges(embeddings, precision, ranges)
     steps = np.where(high > low, (high - low) / 255, 1)
     levels = np.clip((embeddings - low) / steps, 0, 255)
     offset, dtype = (0, np.uint8) if precision == "uint8" else (128, np.int8)
     return np.asarray(levels - offset, dtype=dtype)
+
+
+def _checked_ranges(embeddings: Float32Matrix, precision: str, ranges: ArrayLike | None) -> Float32Matrix:
+    if ranges is None:
+        if len(embeddings) == 1:
+            raise ValueError(
+                f"{precision} spreads the range of many rows and got 1; use binary or float32, or give ranges"
+            )
+        return calibrate(embeddings)
+    known = np.asarray(ranges, dtype=np.float32)
+    if known.shape != (2, embeddings.shape[1]) or not np.isfinite(known).all() or (known[0] > known[1]).any():
+        raise ValueError(
+            f"ranges have shape {known.shape}; here they are (2, {embeddings.shape[1]}), least and greatest of each "
+            "component"
+        )
+    return known

@@ -31,6 +31,8 @@ from gguf_embed.cli.app import cli, run
 from gguf_embed.encoding import EmbedReport, EncodeOptions, finish
 from gguf_embed.fit.planner import Limits
 from gguf_embed.prompts import PromptSet, resolve_prompt
+from gguf_embed.stream.chunking import Chunking
+from gguf_embed.stream.results import Block, StreamResult
 
 VERBS = (
     "embed", "similarity", "plan", "pull", "list", "show", "rm", "quantize", "doctor", "serve", "bench", "models",
@@ -63,6 +65,27 @@ class FakeEmbedder:
             on_progress(3 << 20, 3 << 20)
         if self.failure is not None:
             raise self.failure
+
+    fetch = load
+    model_id, fingerprint, max_seq_length = "fake", "f" * 32, 100
+
+    @property
+    def dim(self):
+        return self.given["truncate_dim"] or 4
+
+    def stream(self, texts, options, *, chunking, cache, on_batch):
+        """One block of all texts, loaded when there are some."""
+        self.given |= {"options": options, "chunking": chunking, "cache": cache}
+        texts = list(texts)
+        if not texts:
+            return
+        self.load()
+        report = self.report([one.text for one in texts], options, on_batch=on_batch)
+        results = [
+            StreamResult(id=one.id, place=one.place, text=one.text, vector=row, n_tokens=len(one.text))
+            for one, row in zip(texts, report.embeddings, strict=True)
+        ]
+        yield Block(results=tuple(results), last=texts[-1], is_whole=True)
 
     def report(self, texts, options=None, *, on_batch=None):
         options = options or EncodeOptions()
@@ -311,17 +334,17 @@ def test_an_input_that_is_not_there_is_a_usage_error(shell, embedder, tmp_path):
 
 
 def test_an_input_that_is_no_utf8_is_bad_input(shell, embedder):
-    """Exit code 7 with the line, before a model is opened."""
+    """Exit code 7 with the line; nothing is written of what came before it."""
     done = shell("embed", stdin=b"a\nb\xff\n")
-    assert (done.code, done.out, embedder.made) == (7, "", [])
-    assert done.err.startswith("error: stdin, line 2: not UTF-8")
+    assert (done.code, done.out) == (7, "")
+    assert "error: stdin, line 2: not UTF-8" in done.err
 
 
 def test_an_input_that_is_no_json_is_bad_input(shell, embedder, tmp_path):
     """Exit code 7 with file and line."""
     (tmp_path / "in.jsonl").write_text('"a"\n{"txt": 1}\n')
     done = shell("embed", "-i", tmp_path / "in.jsonl")
-    assert (done.code, done.out, embedder.made) == (7, "", [])
+    assert (done.code, done.out) == (7, "")
     assert "in.jsonl, line 2" in done.err
 
 
@@ -373,8 +396,9 @@ def test_what_the_model_is_opened_with(shell, embedder):
     assert facts == {
         "model": "fake:Q8_0", "prefer": "quality", "truncate_dim": 2, "pooling_type": "cls", "add_eos": False,
         "limits": Limits(memory_bytes=3 << 29, device="cpu", n_ctx=64, n_threads=3),
+        "chunking": Chunking(long="truncate"), "cache": False,
     }  # fmt: skip
-    assert (options.truncate, options.normalize_embeddings, options.precision) == ("end", True, "float32")
+    assert (options.normalize_embeddings, options.precision) == (True, "float32")
 
 
 def test_left_out_options_are_the_configured_ones(shell, embedder, monkeypatch):
@@ -926,7 +950,7 @@ def test_formats_and_precisions_are_those_of_the_library(shell):
 
     assert embed._FORMATS == FORMATS
     rows = np.eye(2, dtype=np.float32)
-    assert [vectors.quantize_embeddings(rows, name).dtype.kind for name in embed._PRECISIONS] == list("fiuiu")
+    assert [vectors.quantize_embeddings(rows, name).dtype.kind for name in embed._PRECISIONS] == list("ffiuiu")
 
 
 def test_options_of_the_command_line_are_options_of_the_library():

@@ -65,6 +65,7 @@ EXPECTED_CODES = {
     "TextTooLongError": 7,
     "InvalidTextError": 7,
     "DimensionError": 7,
+    "JobError": 2,
     "MissingExtraError": 8,
 }
 

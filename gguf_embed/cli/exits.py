@@ -23,6 +23,7 @@ EXIT_CODES: dict[type[errors.GGUFEmbedError], int] = {
     errors.HubError: 4,
     errors.DoesNotFitError: 5,
     errors.BackendError: 6,
+    errors.JobError: 2,
     errors.InputError: 7,
     errors.MissingExtraError: 8,
 }

@@ -16,6 +16,7 @@ from gguf_embed.cli.exits import usage_errors
 
 __all__ = [
     "SizeType",
+    "fetch_model",
     "is_quiet",
     "json_option",
     "limits_of",
@@ -128,6 +129,19 @@ def load_model(embedder: Any) -> None:
         return
     with download_progress(f"{plan.model_id} {plan.quant}") as on_progress:
         embedder.load(on_progress)
+
+
+def fetch_model(embedder: Any) -> None:
+    """Plan, and fetch with a progress bar; nothing is loaded."""
+    from gguf_embed.progress import download_progress  # noqa: PLC0415 - keeps --help quick
+
+    with usage_errors():
+        plan = embedder.plan
+    if is_quiet():
+        embedder.fetch()
+        return
+    with download_progress(f"{plan.model_id} {plan.quant}") as on_progress:
+        embedder.fetch(on_progress)
 
 
 def is_quiet() -> bool:

@@ -10,23 +10,44 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from gguf_embed.errors import MissingExtraError, StorageError
-from gguf_embed.jobs.sources import Record
+from gguf_embed.jobs.rows import RowBlock
 
-__all__ = ["FORMATS", "check_format", "format_of_name", "write_embeddings"]
-
-Embeddings = NDArray[Any]
+__all__ = ["FORMATS", "Table", "check_format", "format_of_name", "replaced", "write_table"]
 
 _SUFFIXES = {
     ".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".npy": "npy", ".parquet": "parquet", ".b64": "base64",
 }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """Rows to write.
+
+    Attributes:
+        blocks: the rows in order; Parquet makes each a row group.
+        shape: of all vectors together.
+        dtype: of the vectors.
+        columns: of the rows beside their vectors, those that any row has.
+        metadata: about all of them.
+        is_one: a single text was given: "json" is then one array, not an array of them.
+    """
+
+    blocks: Iterable[RowBlock]
+    shape: tuple[int, int]
+    dtype: np.dtype[Any]
+    columns: tuple[str, ...] = ("text",)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    is_one: bool = False
 
 
 def format_of_name(path: Path) -> str | None:
@@ -34,34 +55,33 @@ def format_of_name(path: Path) -> str | None:
     return _SUFFIXES.get(path.suffix.lower())
 
 
-def write_embeddings(
-    target: Path | IO[bytes], embeddings: Embeddings, records: Sequence[Record], *, output_format: str, is_one: bool
-) -> None:
-    """Write embeddings.
+def write_table(target: Path | IO[bytes], table: Table, *, output_format: str) -> None:
+    """Write rows.
 
     Args:
         target: a file, replaced whole once everything is written, or a stream.
-        embeddings: (n, dim).
-        records: the n texts.
+        table: what to write; read block by block.
         output_format: one of FORMATS.
-        is_one: a single text was given: "json" is then one array, not an array of them.
 
     Raises:
         StorageError: the file cannot be written; what was there stays.
     """
     write = _WRITERS[output_format]
     if isinstance(target, Path):
-        with _replaced(target) as stream:
-            write(stream, embeddings, records, is_one)
+        with replaced(target) as stream:
+            write(stream, table)
     else:
-        write(target, embeddings, records, is_one)
+        write(target, table)
 
 
 @contextlib.contextmanager
-def _replaced(path: Path) -> Iterator[IO[bytes]]:
+def replaced(path: Path) -> Iterator[IO[bytes]]:
     """Yield a stream beside `path` that takes its place at the end; a failure leaves `path` as it was.
 
     Devices and pipes are written to, never replaced; a link stays and what it leads to is replaced.
+
+    Raises:
+        StorageError: the file cannot be written.
     """
     temporary: str | None = None
     path = path.resolve()
@@ -91,44 +111,73 @@ def _umask() -> int:
     return mask
 
 
-def _json_array(row: NDArray[Any]) -> str:
+def _json_array(row: NDArray[Any]) -> bytes:
     """Shortest decimals that read back as the same float32 (json would print float64's)."""
-    return f"[{','.join(row.astype(str))}]"
+    return orjson.dumps(np.ascontiguousarray(row), option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _write_json(stream: IO[bytes], embeddings: Embeddings, _records: Sequence[Record], is_one: bool) -> None:
-    rows = [_json_array(row) for row in embeddings]
-    stream.write((rows[0] if is_one else "[" + ",\n ".join(rows) + "]").encode() + b"\n")
+def _write_json(stream: IO[bytes], table: Table) -> None:
+    before = b"" if table.is_one else b"["
+    for block in table.blocks:
+        for row in block.vectors:
+            stream.write(before + _json_array(row))
+            before = b",\n "
+    stream.write(b"\n" if table.is_one else (b"[" if before == b"[" else b"") + b"]\n")
 
 
-def _write_jsonl(stream: IO[bytes], embeddings: Embeddings, records: Sequence[Record], _is_one: bool) -> None:
-    for record, row in zip(records, embeddings, strict=True):
-        facts = {"text": record.text} if record.id is None else {"id": record.id, "text": record.text}
-        head = json.dumps(facts, ensure_ascii=False)[:-1]
-        stream.write(f'{head}, "embedding": {_json_array(row)}}}\n'.encode())
+def _write_jsonl(stream: IO[bytes], table: Table) -> None:
+    for block in table.blocks:
+        for facts, row in zip(block.rows, block.vectors, strict=True):
+            head = json.dumps(facts.columns(), ensure_ascii=False)[:-1].encode()
+            comma = b", " if len(head) > 1 else b""
+            stream.write(head + comma + b'"embedding": ' + _json_array(row) + b"}\n")
 
 
-def _write_base64(stream: IO[bytes], embeddings: Embeddings, _records: Sequence[Record], _is_one: bool) -> None:
+def _write_base64(stream: IO[bytes], table: Table) -> None:
     """One line a text: little-endian bytes, as OpenAI's encoding_format has them."""
-    stream.writelines(base64.b64encode(row.astype(row.dtype.newbyteorder("<")).tobytes()) + b"\n" for row in embeddings)
+    for block in table.blocks:
+        for row in block.vectors:
+            stream.write(base64.b64encode(row.astype(row.dtype.newbyteorder("<")).tobytes()) + b"\n")
 
 
-def _write_npy(stream: IO[bytes], embeddings: Embeddings, _records: Sequence[Record], _is_one: bool) -> None:
-    np.lib.format.write_array(stream, np.ascontiguousarray(embeddings), allow_pickle=False)
+def _write_npy(stream: IO[bytes], table: Table) -> None:
+    header = {"descr": np.lib.format.dtype_to_descr(table.dtype), "fortran_order": False, "shape": table.shape}
+    np.lib.format.write_array_header_1_0(stream, header)
+    for block in table.blocks:
+        stream.write(np.ascontiguousarray(block.vectors).data)
 
 
-def _write_parquet(stream: IO[bytes], embeddings: Embeddings, records: Sequence[Record], _is_one: bool) -> None:
-    """Columns id (where there is one), text and embedding, a fixed-size list."""
+def _write_parquet(stream: IO[bytes], table: Table) -> None:
+    """Columns id (where there is one), text and so on, and embedding, a fixed-size list; metadata as JSON."""
     import pyarrow as pa  # noqa: PLC0415 - an extra
     import pyarrow.parquet as pq  # noqa: PLC0415
 
-    flat = pa.array(np.ascontiguousarray(embeddings).reshape(-1))
-    columns: dict[str, Any] = {}
-    if any(record.id is not None for record in records):
-        columns["id"] = pa.array([None if record.id is None else str(record.id) for record in records], pa.string())
-    columns["text"] = pa.array([record.text for record in records], pa.string())
-    columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, embeddings.shape[1])
-    pq.write_table(pa.table(columns), stream)
+    kinds = {"start": pa.int64(), "end": pa.int64(), "first_line": pa.int64(), "last_line": pa.int64(),
+             "truncated": pa.bool_()}  # fmt: skip
+    fields = [pa.field(name, kinds.get(name, pa.string())) for name in table.columns]
+    fields.append(pa.field("embedding", pa.list_(pa.from_numpy_dtype(table.dtype), table.shape[1])))
+    metadata = {"gguf_embed": json.dumps(table.metadata, ensure_ascii=False)} if table.metadata else None
+    schema = pa.schema(fields, metadata=metadata)
+    with pq.ParquetWriter(stream, schema) as writer:
+        for block in table.blocks:
+            columns = [row.columns() for row in block.rows]
+            values = [_column(name, columns) for name in table.columns]
+            arrays = [pa.array(one, kind.type) for one, kind in zip(values, fields, strict=False)]
+            flat = pa.array(np.ascontiguousarray(block.vectors).reshape(-1))
+            arrays.append(pa.FixedSizeListArray.from_arrays(flat, table.shape[1]))
+            writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+
+
+def _column(name: str, rows: list[dict[str, Any]]) -> list[Any]:
+    if name == "truncated":
+        return [row.get(name, False) for row in rows]
+    if name == "id":
+        return [_id_words(row.get(name)) for row in rows]
+    return [row.get(name) for row in rows]
+
+
+def _id_words(value: Any) -> str | None:
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def check_format(output_format: str) -> None:
@@ -145,7 +194,7 @@ def check_format(output_format: str) -> None:
         raise MissingExtraError('Parquet needs pyarrow; run: pip install "gguf-embed[arrow]"', extra="arrow") from error
 
 
-_WRITERS: dict[str, Callable[[IO[bytes], Embeddings, Sequence[Record], bool], None]] = {
+_WRITERS: dict[str, Callable[[IO[bytes], Table], None]] = {
     "json": _write_json,
     "jsonl": _write_jsonl,
     "npy": _write_npy,

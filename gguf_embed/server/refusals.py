@@ -27,6 +27,7 @@ STATUS: dict[type[errors.GGUFEmbedError], HTTPStatus] = {
     errors.ClosedError: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.WorkerCrashedError: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.InputError: HTTPStatus.BAD_REQUEST,
+    errors.JobError: HTTPStatus.CONFLICT,
     errors.MissingExtraError: HTTPStatus.NOT_IMPLEMENTED,
 }
 # An absolute path in words: of it, clients are told the last part alone.

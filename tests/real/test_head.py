@@ -165,8 +165,8 @@ def test_an_embedder_of_a_last_token_model_skips(qwen3):
     with Embedder(qwen3, limits=Limits(n_threads=1)) as model:
         assert model.plan.layout.skips_head
         model.load()
-        assert model._session.layout.skips_head
-        assert model._session._decoder._context._stop is not None
+        assert model._model._session.layout.skips_head
+        assert model._model._session._decoder._context._stop is not None
 
 
 @pytest.mark.parametrize("pooling_type", ["mean", "cls"])
@@ -175,7 +175,7 @@ def test_other_poolings_never_skip(qwen3, pooling_type):
     with Embedder(qwen3, pooling_type=pooling_type, limits=Limits(n_threads=1, n_ctx=256)) as model:
         assert not model.plan.layout.skips_head
         assert model.encode("the").shape == (256,)
-        assert model._session._decoder._context._stop is None
+        assert model._model._session._decoder._context._stop is None
 
 
 def test_encoders_never_skip(bert, starter):
@@ -184,8 +184,8 @@ def test_encoders_never_skip(bert, starter):
         with Embedder(path, limits=Limits(n_threads=1)) as model:
             assert not model.plan.layout.skips_head
             model.load()
-            assert not model._session.layout.skips_head
-            assert model._session._decoder._context._stop is None
+            assert not model._model._session.layout.skips_head
+            assert model._model._session._decoder._context._stop is None
 
 
 # The canary

@@ -88,12 +88,12 @@ def test_a_crash_costs_one_call(pair):
     """The next one is answered by another process, from the same file."""
     _, model = pair
     expected = model.encode(TEXTS)
-    child = psutil.Process(model._session.process_id)
+    child = psutil.Process(model._model._session.process_id)
     threading.Timer(0.3, child.send_signal, (signal.SIGABRT,)).start()
     with pytest.raises(WorkerCrashedError, match="SIGABRT"):
         model.encode([f"a sentence of some words {number}" for number in range(5000)])
     assert np.allclose(model.encode(TEXTS), expected, atol=1e-6)
-    assert model._session.process_id != child.pid
+    assert model._model._session.process_id != child.pid
 
 
 def test_threads_share_it(pair):
@@ -119,7 +119,7 @@ def test_closing_ends_the_process(starter_cache):
     """And use after it is ClosedError."""
     model = Embedder("all-minilm-l6-v2", isolation="process")
     model.load()
-    child = model._session.process_id
+    child = model._model._session.process_id
     model.close()
     model.close()
     assert not psutil.pid_exists(child)

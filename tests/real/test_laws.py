@@ -80,7 +80,7 @@ def test_long_texts_are_split_without_loss(tmp_path):
     with Embedder(str(path)) as split, Embedder(str(path)) as whole:
         assert len(split.tokenize([text])[0]) > 3 * split.plan.layout.n_ubatch
         whole.load()
-        whole._session._decoder._open(Layout(n_ctx=4096, n_ubatch=4096, n_seq_max=1))
+        whole._model._session._decoder._open(Layout(n_ctx=4096, n_ubatch=4096, n_seq_max=1))
         assert split.similarity(split.encode(text), whole.encode(text))[0, 0] >= 0.9999
 
 
@@ -136,7 +136,7 @@ def test_context_grows_for_a_long_text(tmp_path):
         before = model.encode("the capital")
         assert model.plan.layout.n_ctx == 2048
         model.encode("a" * 5000)
-        assert model._session._decoder._context.n_ctx >= 5001
+        assert model._model._session._decoder._context.n_ctx >= 5001
         assert model.similarity(before, model.encode("the capital"))[0, 0] > 0.99999
 
 

@@ -408,6 +408,6 @@ def test_a_plan_is_true(qwen3, bert, starter, caplog):
         with Embedder(path) as model:
             model.load()
             planned = model.plan.cost.host_bytes - model.plan.cost.host.process_bytes
-            real = sum(buffer.size_bytes for buffer in model._session.buffers)
+            real = sum(buffer.size_bytes for buffer in model._model._session.buffers)
             assert abs(real - planned) <= MIB
     assert warnings_of(caplog) == []

@@ -1,0 +1,243 @@
+"""What `embed` does with texts, files, folders and streams: a job to a file, or rows as they come.
+
+It must not know formats or models beyond what it passes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+
+from gguf_embed.cli.events import Counts, events, shown
+from gguf_embed.cli.exits import INTERRUPTED, usage_errors
+from gguf_embed.cli.options import fetch_model, is_quiet
+
+__all__ = ["READING", "Corpus", "chunking_of", "input_options", "long_text_options", "run_corpus"]
+
+Command = Callable[..., Any]
+_INPUT_FORMATS = ("lines", "jsonl", "csv", "parquet", "document")
+READING = (
+    "field",
+    "id_field",
+    "encoding",
+    "globs",
+    "no_ignore",
+    "input_format",
+    "on_error",
+    "restart",
+    "cache",
+    "no_text",
+)
+_LONG = ("error", "truncate", "chunk", "mean")
+
+
+def input_options(command: Command) -> Command:
+    """Add where texts come from and what becomes of bad ones."""
+    for option in (
+        click.option("--restart", is_flag=True, help="Throw away what an interrupted run left unfinished."),
+        click.option("--on-error", type=click.Choice(["stop", "skip"]), default="stop", show_default=True,
+                     help="What to do with a text that cannot be read or embedded."),
+        click.option("--no-ignore", is_flag=True, help="Do not honour .gitignore in folders."),
+        click.option("--glob", "globs", multiple=True, metavar="PATTERN", help="Which files of a folder; ! excludes."),
+        click.option("--encoding", help="Of the input; UTF-8 if left out, UTF-16 by its mark."),
+        click.option("--id", "id_field", default="id", show_default=True, help="Field or column of the ids."),
+        click.option("--field", default="text", show_default=True, help="Field or column of the texts."),
+        click.option("--input-format", type=click.Choice(_INPUT_FORMATS),
+                     help="Default: by name, else a text a line; document: a text a file."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def long_text_options(command: Command) -> Command:
+    """Add what becomes of long texts."""
+    for option in (
+        click.option("--overlap", "n_overlap", type=click.IntRange(min=0), default=0, help="Tokens chunks share."),
+        click.option("--chunk", "n_tokens", type=click.IntRange(min=1), metavar="TOKENS",
+                     help="Cut longer texts into chunks of at most this many tokens."),
+        click.option("--truncate", type=click.Choice(["error", "end"]), help="--truncate end is --long truncate."),
+        click.option("--long", "long_texts", type=click.Choice(_LONG),
+                     help="Over-long texts; error if left out, chunk with --chunk."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def chunking_of(options: dict[str, Any]) -> Any:
+    """Take what becomes of long texts out of a command's options."""
+    from gguf_embed.stream.chunking import Chunking  # noqa: PLC0415 - keeps --help quick
+
+    wanted, truncate = options.pop("long_texts"), options.pop("truncate")
+    n_tokens, n_overlap = options.pop("n_tokens"), options.pop("n_overlap")
+    said = {"end": "truncate", "error": "error", None: None}[truncate]
+    if said is not None and wanted is not None and said != wanted:
+        raise click.UsageError(f"--truncate {truncate} and --long {wanted} exclude each other")
+    long = wanted or said or ("chunk" if n_tokens is not None else "error")
+    with usage_errors():
+        return Chunking(n_tokens=n_tokens, n_overlap=n_overlap, long=long)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Corpus:
+    """What is to be embedded and where to.
+
+    Attributes:
+        texts: of the command line.
+        inputs: files and folders; none, where there are no texts, or "-" for stdin.
+        output: a file, None for stdout.
+        output_format: one of jobs.sinks.FORMATS.
+        precision: of the vectors.
+        ranges: a file that has them, for int8 and uint8.
+        as_json: events of the job on stdout.
+    """
+
+    texts: tuple[str, ...]
+    inputs: Sequence[Path]
+    output: Path | None
+    output_format: str
+    precision: str
+    ranges: Path | None
+    as_json: bool
+
+    @property
+    def is_job(self) -> bool:
+        """Whether it can go on after an interruption: files to a file."""
+        return not self.texts and self.output is not None and (self.output.is_file() or not self.output.exists())
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """Texts of the command line, as a source."""
+
+    texts: tuple[str, ...]
+    n_done: int = 0
+    n_total: None = None
+    unit: str = "texts"
+
+    def __iter__(self) -> Iterator[Any]:
+        from gguf_embed.jobs.records import Record  # noqa: PLC0415 - keeps --help quick
+
+        return (Record(text=text, place=f"text {index}") for index, text in enumerate(self.texts))
+
+
+def run_corpus(corpus: Corpus, embedder: Any, how: Any, chunking: Any, options: dict[str, Any]) -> int:
+    """Embed a corpus; return the exit code.
+
+    Args:
+        corpus: what and where to.
+        embedder: what embeds.
+        how: EncodeOptions.
+        chunking: Chunking.
+        options: of input_options, and cache and no_text.
+    """
+    from gguf_embed.jobs.job import Job, JobOptions  # noqa: PLC0415 - keeps --help quick
+    from gguf_embed.jobs.outputs import Output  # noqa: PLC0415
+    from gguf_embed.prompts import resolve_prompt  # noqa: PLC0415
+
+    if len(corpus.texts) == 1 and corpus.precision in ("int8", "uint8") and corpus.ranges is None:
+        raise click.UsageError(f"{corpus.precision} spreads the range of many rows and got one; add --ranges")
+    source, identity = _source(corpus, options)
+    with usage_errors():
+        resolve_prompt(embedder.prompts, prompt_name=how.prompt_name, prompt=how.prompt, task=how.task)
+    with contextlib.ExitStack() as stack:
+        cache = _cache(corpus.is_job if options["cache"] is None else options["cache"], stack)
+        job_options = JobOptions(
+            encode=how, chunking=chunking, cache=cache, skips_bad=options["on_error"] == "skip",
+            with_text=not options["no_text"],
+        )  # fmt: skip
+        counts = Counts(source=source, output=str(corpus.output), is_job=corpus.is_job)
+        observer: Any = stack.enter_context(events(counts) if corpus.as_json else shown(counts, is_quiet=is_quiet()))
+        stopping = stack.enter_context(_stops_on_interrupt())
+        job = Job(embedder, _fetching(source, embedder), job_options, observer=observer, should_stop=stopping)
+        output = Output(
+            path=(corpus.output or Path("-")), output_format=corpus.output_format, precision=corpus.precision,
+            ranges=_ranges(corpus, embedder.dim),
+        )  # fmt: skip
+        try:
+            if corpus.is_job:
+                fetch_model(embedder)
+                observer.done(job.run(output, source_identity=identity, restarts=options["restart"]))
+            else:
+                _to_stream(job, output, corpus)
+                observer.done(job.progress)
+        except KeyboardInterrupt:
+            observer.stopped(job.progress)
+            return INTERRUPTED
+    return 0
+
+
+def _fetching(source: Any, embedder: Any) -> Iterator[Any]:
+    """Read a source, and fetch the model when there is something to embed."""
+    for index, record in enumerate(source):
+        if index == 0:
+            fetch_model(embedder)
+        yield record
+
+
+def _source(corpus: Corpus, options: dict[str, Any]) -> tuple[Any, Any]:
+    """Open the input, and say what tells it from another."""
+    from gguf_embed.jobs.sources import SourceOptions, open_source  # noqa: PLC0415 - keeps --help quick
+
+    if corpus.texts:
+        return _Given(corpus.texts), None
+    with usage_errors():
+        known = SourceOptions(
+            field=options["field"],
+            id_field=options["id_field"],
+            encoding=options["encoding"],
+            globs=tuple(options["globs"]),
+            honours_ignore=not options["no_ignore"],
+            input_format=options["input_format"],
+        )
+        inputs = [sys.stdin.buffer if str(one) == "-" else one for one in corpus.inputs or [Path("-")]]
+        source = open_source(inputs, known)
+    names = [str(one if str(one) == "-" else one.absolute()) for one in corpus.inputs or [Path("-")]]
+    return source, [names, known.field, known.id_field, known.encoding, known.globs, known.input_format]
+
+
+def _cache(is_wanted: bool, stack: contextlib.ExitStack) -> Any:
+    from gguf_embed.config import load_config  # noqa: PLC0415 - keeps --help quick
+    from gguf_embed.stream.cache import user_cache  # noqa: PLC0415
+
+    return stack.enter_context(user_cache(load_config())) if is_wanted else None
+
+
+def _ranges(corpus: Corpus, dim: int) -> Any:
+    from gguf_embed.jobs.outputs import load_ranges  # noqa: PLC0415 - keeps --help quick
+
+    return load_ranges(corpus.ranges, dim) if corpus.ranges is not None else None
+
+
+def _to_stream(job: Any, output: Any, corpus: Corpus) -> None:
+    """Write rows as they come where the format allows it, all at the end otherwise."""
+    from gguf_embed.jobs.outputs import write_stream  # noqa: PLC0415 - keeps --help quick
+    from gguf_embed.jobs.sinks import replaced  # noqa: PLC0415
+
+    with contextlib.nullcontext(sys.stdout.buffer) if corpus.output is None else replaced(corpus.output) as stream:
+        write_stream(stream, job.rows(), output, dim=job.dim, about=job.about, is_one=len(corpus.texts) == 1)
+
+
+@contextlib.contextmanager
+def _stops_on_interrupt() -> Iterator[Callable[[], bool]]:
+    """Yield whether Ctrl-C was pressed; the second one ends at once."""
+    previous = signal.getsignal(signal.SIGINT)
+    pressed: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a handler's arguments
+        pressed.append(number)
+        signal.signal(signal.SIGINT, previous)
+        click.echo("finishing what is begun; Ctrl-C again stops at once", err=True)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, previous)

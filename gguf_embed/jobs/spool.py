@@ -1,0 +1,258 @@
+"""A job's work in progress: vectors and rows so far, and a checkpoint that says how much of them counts.
+
+All of it lies in one folder beside the output, `OUT.partial`. It must not know models, sources or formats.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from gguf_embed.errors import JobError, StorageError
+from gguf_embed.jobs.rows import Row, RowBlock
+
+__all__ = ["Checkpoint", "Spool"]
+
+_VERSION = 1
+# Rows that are read back together and that make a row group of Parquet: 24 MiB of 384 numbers, 160 MiB of 2,560.
+_N_ROWS_BLOCK = 16_384
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """How far a job is. What was written after it does not count.
+
+    Attributes:
+        n_records: records of the input that are done, bad ones included.
+        chain: checksum of all of these records.
+        n_rows: rows written.
+        n_failed: records and chunks without a vector.
+        n_tokens: in all rows.
+        rows_bytes: length of the file of rows.
+        columns: of the rows, those that any has.
+        is_done: whether the input ended here.
+    """
+
+    n_records: int = 0
+    chain: str = ""
+    n_rows: int = 0
+    n_failed: int = 0
+    n_tokens: int = 0
+    rows_bytes: int = 0
+    columns: tuple[str, ...] = ()
+    is_done: bool = False
+
+
+@dataclass(slots=True)
+class _Files:
+    vectors: IO[bytes]
+    rows: IO[bytes]
+    header_bytes: int = field(default=0)
+
+
+class Spool:
+    """The folder of one job; one process at a time.
+
+    Args:
+        output: the file that it is to become; the folder is beside it.
+        dim: components of a vector.
+        identity: what makes a job the same: model, options, input; written into the checkpoint.
+        restarts: throw away what another job, or an earlier run, left there.
+
+    Attributes:
+        dim: as given.
+        checkpoint: the last one.
+        is_placed: the job was done and only the folder is left of it.
+
+    Raises:
+        JobError: another process works there, or what is there is of another job.
+        StorageError: it cannot be written.
+    """
+
+    def __init__(self, output: Path, *, dim: int, identity: Mapping[str, Any], restarts: bool = False) -> None:
+        self.folder = output.with_name(f"{output.name}.partial")
+        self._output, self.dim = output, dim
+        self._identity = json.loads(json.dumps(identity))
+        self.checkpoint = Checkpoint()
+        self.is_placed = False
+        with self._storage_errors():
+            self.folder.mkdir(exist_ok=True)
+            self._lock = FileLock(self.folder / "lock")
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout:
+                raise JobError(
+                    f"another process is writing {output}; wait for it, or name another file", path=self.folder
+                ) from None
+            try:
+                if restarts:
+                    (self.folder / "checkpoint.json").unlink(missing_ok=True)
+                self._files = self._begin()
+            except BaseException:
+                self._lock.release()
+                raise
+
+    @property
+    def _vectors_path(self) -> Path:
+        return self.folder / "vectors.npy"
+
+    @property
+    def _rows_path(self) -> Path:
+        return self.folder / "rows.jsonl"
+
+    def _begin(self) -> _Files:
+        """Open the files, cut to what the checkpoint says."""
+        before = self._read()
+        if before is not None:
+            self.checkpoint = before
+            self.is_placed = before.is_done and not self._vectors_path.exists()
+        files = _Files(self._vectors_path.open("a+b"), self._rows_path.open("a+b"))
+        header = np.lib.format
+        if before is None:
+            files.vectors.truncate(0)
+            self._write_header(files.vectors, 0)
+            files.header_bytes = files.vectors.tell()
+            files.rows.truncate(0)
+            return files
+        files.vectors.seek(0)
+        header.read_magic(files.vectors)
+        header.read_array_header_1_0(files.vectors)
+        files.header_bytes = files.vectors.tell()
+        size = files.header_bytes + 4 * self.dim * before.n_rows
+        self._cut(files.vectors, size)
+        self._cut(files.rows, before.rows_bytes)
+        return files
+
+    def _cut(self, file: IO[bytes], size: int) -> None:
+        if file.seek(0, os.SEEK_END) < size:
+            raise JobError(
+                f"{file.name} is shorter than its checkpoint says; begin again with --restart", path=self.folder
+            )
+        file.truncate(size)
+
+    def _write_header(self, file: IO[bytes], n_rows: int) -> None:
+        """Write the header of an .npy file; its length is the same for any number of rows."""
+        header = {"descr": "<f4", "fortran_order": False, "shape": (n_rows, self.dim)}
+        np.lib.format.write_array_header_1_0(file, header)
+
+    def _read(self) -> Checkpoint | None:
+        """Read the checkpoint, None where there is none."""
+        try:
+            known = json.loads((self.folder / "checkpoint.json").read_text(encoding="utf-8"))
+            known.pop("version")
+            identity = known.pop("identity")
+            checkpoint = Checkpoint(**known | {"columns": tuple(known["columns"])})
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError, KeyError) as error:
+            raise JobError(
+                f"{self.folder} has a checkpoint that cannot be read; begin again with --restart", path=self.folder
+            ) from error
+        if identity != self._identity:
+            raise JobError(
+                f"{self.folder} was begun by another job: {_difference(identity, self._identity)}. Finish it as it was "
+                "begun, name another file, or begin again with --restart",
+                path=self.folder,
+            )
+        return checkpoint
+
+    def append(self, rows: Sequence[Row], vectors: NDArray[np.float32]) -> None:
+        """Add rows; they do not count before `commit`.
+
+        Args:
+            rows: n of them.
+            vectors: (n, dim) float32.
+        """
+        with self._storage_errors():
+            self._files.vectors.write(np.ascontiguousarray(vectors, dtype="<f4").data)
+            self._files.rows.write(b"".join(row.dump() for row in rows))
+        seen = dict.fromkeys(self.checkpoint.columns) | dict.fromkeys(name for row in rows for name in row.columns())
+        self.checkpoint = dataclasses.replace(
+            self.checkpoint, n_rows=self.checkpoint.n_rows + len(rows), columns=tuple(seen)
+        )
+
+    def commit(self, **progress: Any) -> None:
+        """Make what was appended count, with what else is to be known of it.
+
+        Args:
+            progress: fields of the checkpoint that are new.
+        """
+        with self._storage_errors():
+            for file in (self._files.vectors, self._files.rows):
+                file.flush()
+                os.fsync(file.fileno())
+            self.checkpoint = dataclasses.replace(self.checkpoint, rows_bytes=self._files.rows.tell(), **progress)
+            known = {"version": _VERSION, "identity": self._identity, **dataclasses.asdict(self.checkpoint)}
+            temporary = self.folder / "checkpoint.json.new"
+            with temporary.open("w", encoding="utf-8") as stream:
+                json.dump(known, stream, ensure_ascii=False, indent=1)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(self.folder / "checkpoint.json")
+
+    def blocks(self) -> Iterator[RowBlock]:
+        """Read the rows back, a bounded number at a time."""
+        n_bytes = 4 * self.dim * _N_ROWS_BLOCK
+        with self._vectors_path.open("rb") as vectors, self._rows_path.open("rb") as rows:
+            vectors.seek(self._files.header_bytes)
+            while raw := vectors.read(n_bytes):
+                block = np.frombuffer(raw, dtype="<f4").reshape(-1, self.dim)
+                yield RowBlock(rows=tuple(Row.load(next(rows)) for _ in block), vectors=block)
+
+    def become_npy(self) -> None:
+        """Put the file of vectors in the output's place, without copying it."""
+        with self._storage_errors():
+            self._files.vectors.close()
+            with self._vectors_path.open("r+b") as file:
+                self._write_header(file, self.checkpoint.n_rows)
+                os.fsync(file.fileno())
+            self._vectors_path.replace(self._output.resolve())
+
+    def remove(self) -> None:
+        """Delete the folder: the job is done."""
+        self.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def close(self) -> None:
+        """Close the files and let others in; closing twice is allowed."""
+        for file in (self._files.vectors, self._files.rows):
+            with contextlib.suppress(OSError):  # a full disk was told of before
+                file.close()
+        self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def _storage_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            what = "is kept up to the last checkpoint; make room and run the same command again"
+            why = "its disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
+            raise StorageError(f"{self._output} cannot be written: {why}. What was done {what}.",
+                               path=self._output) from error  # fmt: skip
+
+
+def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Say what differs between two jobs."""
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    return ", ".join(f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in names)

@@ -1,0 +1,177 @@
+"""One model that is planned, fetched and loaded when it is needed, and not before.
+
+It joins catalog, selection and opening; it must not know texts or vectors.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from gguf_embed.config import load_config
+from gguf_embed.encoding import EncodeOptions
+from gguf_embed.engine.session import Session
+from gguf_embed.engine.worker import Worker
+from gguf_embed.errors import ClosedError, DoesNotFitError
+from gguf_embed.fit.planner import Limits
+from gguf_embed.models.catalog import Catalog
+from gguf_embed.models.specs import ModelSpec
+from gguf_embed.opening import Opened, Wish, open_session, open_worker
+from gguf_embed.prompts import PromptSet
+from gguf_embed.selection import Overrides, Selection, fingerprint, row_identity, select
+
+__all__ = ["LazyModel"]
+
+logger = logging.getLogger(__name__)
+
+OnProgress = Callable[[int, int], None]
+
+
+class LazyModel:
+    """A reference and all that comes of it; safe to share between threads.
+
+    Args:
+        text: a model reference, None for the configured one.
+        limits: what the plan may use; what they leave open is as configured.
+        prefer: which quantizations come first.
+        overrides: what the caller knows better than the file.
+        in_process: whether it runs in this process; else in a child.
+
+    Attributes:
+        text: the reference.
+        spec: what the registry knows of it, None where it does not.
+        config: what holds for this user.
+
+    Raises:
+        UnknownModelError: nothing answers to `text`.
+        UnknownQuantError: the model is known, the quantization is not.
+        ConfigError: a setting cannot be used.
+    """
+
+    def __init__(
+        self, text: str | None, *, limits: Limits, prefer: str, overrides: Overrides, in_process: bool
+    ) -> None:
+        self.config = load_config()
+        self.text = self.config.model if text is None else text
+        self._catalog = Catalog(self.config)
+        self._limits, self._prefer, self._overrides = limits.over(self.config), prefer, overrides
+        self._in_process = in_process
+        self.spec: ModelSpec | None = self._catalog.parse(self.text).spec
+        self._lock = threading.RLock()
+        self._selection: Selection | None = None
+        self._fetched: Path | None = None
+        self._opened: Opened | None = None
+        self._session: Session | Worker | None = None
+        self._is_closed = self._has_warned = False
+
+    @property
+    def prompts(self) -> PromptSet:
+        """The prompts that the model was trained with; empty where the registry does not know it."""
+        return self.spec.prompts if self.spec is not None else PromptSet()
+
+    @property
+    def n_embd(self) -> int:
+        """Components of the model's full vectors."""
+        return self.spec.n_embd if self.spec is not None else self.selection().plan.facts.n_embd
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest text in tokens, special ones included; loads the model."""
+        return self.open()[1].max_tokens
+
+    def selection(self) -> Selection:
+        """Choose the file and the plan that it runs by."""
+        with self._lock:
+            if self._selection is None:
+                resolved = self._catalog.resolve(self.text, prefer=self._prefer)
+                self._selection = select(self._catalog, resolved, limits=self._limits, overrides=self._overrides)
+            return self._selection
+
+    def fetch(self, on_progress: OnProgress | None = None) -> Path:
+        """Fetch the chosen file without loading it.
+
+        Args:
+            on_progress: called while downloading, with bytes present and bytes in all.
+        """
+        with self._lock:
+            self._check()
+            if self._opened is not None:
+                return self._opened.path
+            if self._fetched is None:
+                selection = self.selection()
+                self._fetched = self._catalog.fetch(selection.resolved, selection.source, on_progress=on_progress)
+            return self._fetched
+
+    def open(self, on_progress: OnProgress | None = None) -> tuple[Session | Worker, Opened]:
+        """Plan, fetch and load; the second call returns what the first one opened.
+
+        Args:
+            on_progress: as for `fetch`.
+
+        Raises:
+            ClosedError: after close().
+            GGUFEmbedError: whatever stands in the way.
+        """
+        with self._lock:
+            self._check()
+            if self._session is None or self._opened is None:
+                wish = Wish(
+                    config=self.config, text=self.text, prefer=self._prefer, limits=self._limits,
+                    overrides=self._overrides,
+                )  # fmt: skip
+                if self._in_process:
+                    self._session, self._opened = open_session(
+                        wish, on_progress, catalog=self._catalog, selection=self.selection()
+                    )
+                else:
+                    self._session, self._opened = open_worker(wish, on_progress)
+                self._selection = self._opened.selection
+            return self._session, self._opened
+
+    def fingerprint(self, dim: int) -> str:
+        """Tell vectors of `dim` components apart that do not compare; fetches the file, and does not load it."""
+        path = self.fetch()
+        return fingerprint(self.selection(), path, prompts=self.prompts, dim=dim)
+
+    def row_identity(self) -> str:
+        """Tell raw rows apart that are not the same: file, pooling and EOS; fetches the file, and does not load it."""
+        path = self.fetch()
+        return row_identity(self.selection(), path, overrides=self._overrides)
+
+    def open_as_fetched(self) -> Session | Worker:
+        """Load the model, and refuse any file but the one whose rows were already used.
+
+        Raises:
+            DoesNotFitError: another quantization had to be loaded, whose rows do not compare.
+        """
+        before = self._fetched
+        session, opened = self.open()
+        if before is not None and not opened.path.samefile(before):
+            plan = opened.selection.plan
+            raise DoesNotFitError(
+                f"{before.name} does not fit after all, and {opened.path.name}, which does, gives other vectors; "
+                f"name it to use it: -m {opened.selection.resolved.model_id}:{plan.quant}",
+                required_bytes=plan.required_bytes,
+                available_bytes=plan.available_bytes,
+            )
+        return session
+
+    def warn_of_missing_prompt(self, options: EncodeOptions) -> None:
+        """Say once that queries go without a prompt, where the registry knows none."""
+        if self.spec is None and options.prompt_name == "query" and options.prompt is None and not self._has_warned:
+            self._has_warned = True
+            logger.warning("no query prompt is known for %s; if its card has one, pass it as prompt", self.text)
+
+    def _check(self) -> None:
+        if self._is_closed:
+            raise ClosedError(f"the Embedder of {self.text!r} was closed; make a new one")
+
+    def close(self) -> None:
+        """Free the model; closing twice is allowed, use after it raises ClosedError."""
+        with self._lock:
+            self._is_closed = True
+            session, self._session = self._session, None
+        if session is not None:
+            session.close()
