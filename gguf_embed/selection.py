@@ -6,13 +6,13 @@ It joins catalog and planner; it must not know texts or vectors.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -117,9 +117,7 @@ def select(
     here = machine or here or hardware.probe()
     if machine is None and margins is None:
         margins = load_margins(catalog.config.state_dir, here)
-    question = functools.partial(
-        planner.plan, resolved.model_id, candidates, here, limits, others=others, margins=margins
-    )
+    question = partial(planner.plan, resolved.model_id, candidates, here, limits, others=others, margins=margins)
     try:
         plan = _plan(catalog, question, donor if machine is None else None, here)
     except DoesNotFitError as error:
@@ -141,7 +139,7 @@ def _plan(catalog: Catalog, question: Callable[..., Plan], donor: Header | None,
         return question()
     dry_run = DryRun(cache_dir=catalog.config.cache_dir / "dry-runs", devices=here.fingerprint)
     name = Path(donor.source.name).name
-    return _measured(question, functools.partial(dry_run.measure, donor.path, name=name), donor.facts)
+    return _measured(question, partial(dry_run.measure, donor.path, name=name), donor.facts)
 
 
 def _tuned(plan: Plan, tuning: Tuning, limits: Limits) -> Plan:
@@ -296,7 +294,7 @@ def _sha256(path: Path) -> str:
     return _sha256_of(real, facts.st_size, facts.st_mtime_ns)
 
 
-@functools.lru_cache(maxsize=64)
+@lru_cache(maxsize=64)
 def _sha256_of(path: Path, size_bytes: int, changed_ns: int) -> str:  # noqa: ARG001 - what tells files apart
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -35,7 +35,8 @@ from gguf_embed.stream.chunking import Chunking
 from gguf_embed.stream.results import Block, StreamResult
 
 VERBS = (
-    "embed", "similarity", "plan", "pull", "list", "show", "rm", "quantize", "doctor", "serve", "bench", "models",
+    "embed", "similarity", "plan", "pull", "list", "show", "rm", "quantize", "doctor", "serve", "cache", "bench",
+    "models",
     "completion",
 )  # fmt: skip
 

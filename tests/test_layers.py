@@ -177,6 +177,7 @@ def test_nothing_but_the_command_line_imports_the_command_line():
     assert offenders(others, lambda target: target.startswith("gguf_embed.cli")) == []
 
 
+GRAMMARS = ("bash", "c", "c_sharp", "cpp", "go", "java", "javascript", "php", "python", "ruby", "rust", "typescript")
 SOLE_HOMES = [
     pytest.param(("llama_cpp", "ctypes"), ("native.*",), id="llama_cpp and ctypes: native"),
     pytest.param(("huggingface_hub", "httpx", "requests", "urllib.request"), ("models.hub", "models.transfer"),
@@ -185,7 +186,7 @@ SOLE_HOMES = [
     pytest.param(("starlette", "uvicorn", "msgspec", "prometheus_client"), ("server.*",), id="web: server"),
     pytest.param(("orjson",), ("server.*", "jobs.sinks"), id="orjson: server and jobs/sinks"),
     pytest.param(("sqlite3",), ("stream.cache",), id="sqlite3: stream/cache"),
-    pytest.param(("semantic_text_splitter", "tree_sitter_python"), ("stream.chunking",),
+    pytest.param(("semantic_text_splitter", *(f"tree_sitter_{name}" for name in GRAMMARS)), ("stream.chunking",),
                  id="splitters: stream/chunking"),
     pytest.param(("pathspec",), ("jobs.folders",), id="pathspec: jobs/folders"),
     pytest.param(("kreuzberg",), ("jobs.documents",), id="kreuzberg: jobs/documents"),

@@ -34,6 +34,7 @@ _COMMANDS = {
     "quantize": ("quantize", "Make a quantization of a model on this machine."),
     "doctor": ("doctor", "Look this machine over."),
     "serve": ("serve", "Serve models over local HTTP, as OpenAI, Ollama and TEI do."),
+    "cache": ("cache", "Show or clear the vectors kept for later runs."),
     "bench": ("bench", "Measure how fast a model is on this machine."),
     "models": ("manage", "List the models that have a name here."),
     "completion": ("manage", "Print the script that completes commands in a shell."),

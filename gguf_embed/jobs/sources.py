@@ -31,7 +31,7 @@ __all__ = ["FORMATS", "BadRecord", "Record", "Source", "SourceOptions", "is_json
 _TABLES = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".pq": "parquet",
 }  # fmt: skip
-_N_BYTES_READ = 1024 * 1024
+_N_BYTES_READ = 64 * 1024
 _STATEFUL = ("iso2022", "hz", "utf-7")  # a line's bytes depend on the lines before it
 
 

@@ -21,8 +21,9 @@ from gguf_embed.engine.worker import Worker
 from gguf_embed.errors import GGUFEmbedError, InvalidTextError, NonFiniteEmbeddingError, TextTooLongError
 from gguf_embed.models.specs import ModelSpec
 from gguf_embed.stream.cache import CachedRow, VectorCache
-from gguf_embed.stream.chunking import Chunking, Span, chunk
-from gguf_embed.stream.results import Block, StreamResult, Text
+from gguf_embed.stream.chunking import Chunking, Span
+from gguf_embed.stream.cutting import Cutter
+from gguf_embed.stream.results import Block, StreamResult, Text, n_bytes_of
 
 __all__ = ["StreamModel", "TextStream"]
 
@@ -111,6 +112,7 @@ class TextStream:
         self._cache, self._on_batch = cache, on_batch
         self._truncate = "end" if chunking.long == "truncate" else options.truncate
         self._cuts = chunking.long in ("chunk", "mean")
+        self._cutter = Cutter(model, self._how.prefix, chunking, cache)
         self._key: hashlib._Hash | None = None
         self._sum = np.zeros(model.n_embd, dtype=np.float64)  # of the chunks of the text whose mean is taken
         self._mean = _Embedded(is_cached=True)
@@ -128,7 +130,7 @@ class TextStream:
         n_bytes = 0
         for index, text in enumerate(texts):
             pieces = self._pieces(text, index)
-            size = sum(_n_bytes(piece.text) for piece in pieces)
+            size = sum(n_bytes_of(piece.text) for piece in pieces)
             if waiting and (len(waiting) + len(pieces) > _N_PIECES_BLOCK or n_bytes + size > _N_BYTES_BLOCK):
                 yield self._block(waiting)
                 waiting, n_bytes = [], 0
@@ -149,7 +151,7 @@ class TextStream:
         if not self._cuts:
             return [whole]
         try:
-            spans = self._spans(text)
+            spans = self._cutter.spans(text)
         except _OF_ONE_TEXT as error:
             whole.error = _named(error, whole)
             return [whole]
@@ -160,31 +162,11 @@ class TextStream:
         pieces[-1].is_last = True
         return pieces
 
-    def _spans(self, text: Text) -> list[Span]:
-        n_tokens_max = self._chunking.n_tokens or self._model.max_tokens
-        # No tokenizer makes more than two tokens of a byte and eight of its own, so short texts are not counted.
-        if 2 * (_n_bytes(text.text) + _n_bytes(self._how.prefix)) + 8 <= n_tokens_max:
-            return [Span(start=0, end=len(text.text), first_line=1, last_line=1 + text.text.count("\n", 0, -1))]
-        return chunk(
-            text.text,
-            kind=text.kind,
-            n_tokens_max=n_tokens_max,
-            n_overlap=self._chunking.n_overlap,
-            count=self._count,
-        )
-
-    def _count(self, text: str) -> int:
-        try:
-            tokens, _ = self._model.open_as_fetched().tokenize([text], prefix=self._how.prefix)
-        except TextTooLongError as error:
-            return error.n_tokens
-        return len(tokens[0])
-
     # Embedding
 
     def _block(self, pieces: Sequence[_Piece]) -> Block:
         embedded = self._embed(pieces)
-        results: list[StreamResult] = []
+        self._cutter.keep()
         if self._chunking.long == "mean":
             whole = [(piece, self._add(piece, one)) for piece, one in zip(pieces, embedded, strict=True)]
             found = [(piece, one) for piece, one in whole if one is not None]
@@ -320,17 +302,13 @@ def _parts(pieces: list[_Piece]) -> Iterator[list[_Piece]]:
     part: list[_Piece] = []
     n_bytes = 0
     for piece in pieces:
-        size = _n_bytes(piece.text)
+        size = n_bytes_of(piece.text)
         if part and (len(part) == _N_PIECES_BLOCK or n_bytes + size > _N_BYTES_BLOCK):
             yield part
             part, n_bytes = [], 0
         part.append(piece)
         n_bytes += size
     yield part
-
-
-def _n_bytes(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 def _is_suspect(text: str) -> bool:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from gguf_embed.errors import GGUFEmbedError
 from gguf_embed.stream.chunking import Span
 
-__all__ = ["Block", "PlainText", "StreamResult", "Text", "plain_texts"]
+__all__ = ["Block", "PlainText", "StreamResult", "Text", "n_bytes_of", "plain_texts"]
 
 
 class Text(Protocol):
@@ -110,3 +110,8 @@ def _plain_text(index: int, one: Any) -> PlainText:
     if not isinstance(text, str):
         raise TypeError(f"text {index} is {type(text).__name__}; texts are str, or pairs of an id and a str")
     return PlainText(id=key, text=text, place=f"text {index}")
+
+
+def n_bytes_of(text: str) -> int:
+    """Count the bytes of a text in UTF-8."""
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
