@@ -57,9 +57,10 @@ def starter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def starter_cache(starter: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Let `all-minilm-l6-v2` be found where the session made it."""
-    monkeypatch.setenv("GGUF_EMBED_CACHE_DIR", str(starter.parents[1]))
+def starter_cache(starter: Path, tmp_path: Path) -> Path:
+    """Let `all-minilm-l6-v2` be found where the session made it, in a cache of the test's own."""
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "models").symlink_to(starter.parent)
     return starter
 
 

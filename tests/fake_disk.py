@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+from pathlib import Path
 
 
 class Killed(BaseException):
@@ -38,12 +39,12 @@ class Disk:
 
     def __init__(self, monkeypatch, folder):
         self.folder, self.kill_at, self.full_from, self.is_dead = folder, None, None, False
-        self.n_steps, self.names = 0, []
+        self.n_steps, self.names, self._files = 0, [], []
         for name in ("replace", "rename", "unlink", "remove", "mkdir", "rmdir", "fsync", "chmod"):
             monkeypatch.setattr(os, name, self._counted(name, getattr(os, name)))
         opened = io.open
 
-        def counted_open(file, mode="r", buffering=-1, encoding=None, errors=None, newline=None, closefd=True,
+        def counted_open(file, mode="r", buffering=-1, encoding=None, errors=None, newline=None, closefd=True,  # noqa: FBT002 - open's own
                          opener=None):  # fmt: skip
             if isinstance(file, int) or not set(mode) & set("wax+") or not self._is_here(file):
                 return opened(file, mode, buffering, encoding, errors, newline, closefd, opener)
@@ -52,7 +53,10 @@ class Disk:
         monkeypatch.setattr(io, "open", counted_open)
 
     def begin(self, *, kill_at=None, full_from=None):
-        """Start counting anew."""
+        """Start counting anew, as another process: what the one before had open is closed."""
+        for raw, _ in self._files:
+            raw.close()
+        self._files.clear()
         self.kill_at, self.full_from, self.is_dead = kill_at, full_from, False
         self.n_steps, self.names = 0, []
 
@@ -78,7 +82,7 @@ class Disk:
             if name == "fsync":
                 self.step(name)  # nothing here loses power, and it takes long
                 return None
-            is_other = isinstance(arguments[0], str | os.PathLike) and os.path.isabs(arguments[0])
+            is_other = isinstance(arguments[0], str | os.PathLike) and Path(arguments[0]).is_absolute()
             if is_other and not self._is_here(arguments[0]):
                 return real(*arguments, **options)
             return real(*arguments, **options) if self.step(name) else None
@@ -91,6 +95,7 @@ class Disk:
         raw = _File(file, mode.replace("b", "").replace("t", ""), opener=opener)
         raw.disk = self
         buffered = io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
+        self._files.append((raw, buffered))  # the latter so that it lives as long as its process
         return buffered if "b" in mode else io.TextIOWrapper(buffered, encoding=encoding, newline=newline)
 
 

@@ -141,7 +141,9 @@ class FakeModel:
         return self.longest
 
     def selection(self):
-        return SimpleNamespace(plan=SimpleNamespace(model_id=self.name, quant="Q8_0"), resolved=SimpleNamespace(model_id=self.name))
+        return SimpleNamespace(
+            plan=SimpleNamespace(model_id=self.name, quant="Q8_0"), resolved=SimpleNamespace(model_id=self.name)
+        )
 
     def fetch(self, on_progress=None):
         return Path(f"{self.name}.gguf")

@@ -154,7 +154,7 @@ def test_what_cannot_be_done_is_told_before_anything_is_read():
 def test_what_no_text_is_to_blame_for_ends_the_stream(small_blocks):
     """A failed decode is raised, after the blocks before it."""
     model = FakeModel()
-    blocks = TextStream(model, RAW, chunking=Chunking(), cache=None).blocks(plain_texts("abcabcabc".split("b") * 4))
+    blocks = TextStream(model, RAW, chunking=Chunking(), cache=None).blocks(plain_texts(["a", "b"] * 4))
     next(blocks)
 
     def fail():
@@ -211,7 +211,7 @@ def test_texts_are_read_as_results_are_taken():
 
     def many():
         nonlocal n_read
-        for n_read in range(1, 1_000_001):  # noqa: B007 - seen from outside
+        for n_read in range(1, 1_000_001):
             yield PlainText(id=n_read, text="a", place="")
 
     blocks = TextStream(FakeModel(n_batch=4096, n_seq_max=512), RAW, chunking=Chunking(), cache=None).blocks(many())
@@ -288,6 +288,8 @@ def test_any_mixture_of_good_and_bad_texts(texts):
             assert (one.error, one.vector.tolist(), one.n_tokens) == (None, raw_row(text), n_tokens_of(text))
 
 
+# BUG: a row that is not finite loses its whole decode: its batch mates are decoded again (session._guarded raises
+# before they are stored).
 @pytest.mark.parametrize("kind", BAD)
 def test_a_bad_text_costs_no_other_text_a_second_decode(kind):
     """Good ones are decoded once, wherever the bad one stands among them."""
@@ -299,6 +301,7 @@ def test_a_bad_text_costs_no_other_text_a_second_decode(kind):
         assert sorted(good) == sorted(texts), f"the bad one is text {at}"
 
 
+# BUG: _take_finished takes the first of equal texts alone, so that the others are decoded again.
 @pytest.mark.parametrize("kind", BAD)
 def test_equal_texts_beside_a_bad_one_are_decoded_once(kind):
     """A repeated text takes the row of its like, also where the block was tried again."""
@@ -308,6 +311,7 @@ def test_equal_texts_beside_a_bad_one_are_decoded_once(kind):
     assert [one.error is None for one in results] == [True, True, True, False, True, True]
 
 
+# BUG: each too long text makes all texts before it be tokenized again, n * n / 2 in a block.
 def test_many_bad_texts_cost_little():
     """A block of binary lines is refused text by text, not tried again as a whole for each of them."""
     model = FakeModel(n_batch=4096, n_seq_max=512)
@@ -421,7 +425,7 @@ def test_what_changes_a_row_decodes_all(cache, name, options):
 )  # fmt: skip
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
 def test_no_prompt_and_text_share_a_row_with_others(tmp_path_factory, pairs):
-    """"a" before "b" is not "" before "ab", whatever was asked for before."""
+    """The prompt "a" before "b" is not the text "ab", whatever was asked for before."""
     with VectorCache(tmp_path_factory.mktemp("c") / "v.sqlite", limit_bytes=1 << 30) as cache:
         for prompt, text in pairs:
             options = EncodeOptions(prompt=prompt, normalize_embeddings=False)
@@ -564,13 +568,16 @@ def test_a_long_text_that_no_tokenizer_takes_is_one_error(text):
     assert str(results[1].error).startswith("text 1 ")
 
 
+# BUG: _named puts the place only before messages that begin with "text N", which those of chunk() do not.
 def test_a_prompt_that_leaves_no_room_is_told_with_the_text():
     """Whoever reads the message learns which text it is about."""
     options = EncodeOptions(prompt="p " * 20)
     records = [PlainText(id=1, text=LONG, place="in.txt, line 7")]
     ((one,),) = [
         block.results
-        for block in TextStream(FakeModel(), options, chunking=Chunking(long="chunk", n_tokens=10), cache=None).blocks(records)
+        for block in TextStream(FakeModel(), options, chunking=Chunking(long="chunk", n_tokens=10), cache=None).blocks(
+            records
+        )
     ]
     assert type(one.error) is TextTooLongError
     assert str(one.error).startswith("in.txt, line 7")
@@ -602,6 +609,7 @@ def test_a_mean_is_that_of_the_unit_vectors_of_its_chunks(texts, n_pieces):
         assert one.n_tokens == sum(chunk.n_tokens for chunk in mine)
 
 
+# BUG: --long mean with --no-normalize gives unit vectors, for texts of one chunk too.
 @pytest.mark.parametrize("long", ["truncate", "chunk", "mean"])
 @pytest.mark.parametrize("options", [EncodeOptions(), RAW], ids=["unit length", "as it is"])
 def test_a_text_that_fits_has_the_same_vector_whatever_becomes_of_long_ones(long, options):
@@ -634,6 +642,7 @@ def test_a_mean_is_cached_where_all_its_chunks_are(cache):
     assert 0 < len(model.decoded) < 6
 
 
+# BUG: TextStream keeps the sum of an abandoned run.
 def test_a_stream_can_be_run_again():
     """What an abandoned run had summed up is not in the next one's means."""
     how = Chunking(n_tokens=4, long="mean")

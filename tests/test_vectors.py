@@ -217,5 +217,7 @@ def test_a_range_needs_two_rows(precision):
 
 def test_another_precision_is_refused_by_name():
     """The message has the word and the words that there are."""
-    with pytest.raises(ValueError, match="precision is 'int4'; it is one of float32, float16, int8, uint8, binary, ubinary"):
+    with pytest.raises(
+        ValueError, match="precision is 'int4'; it is one of float32, float16, int8, uint8, binary, ubinary"
+    ):
         quantize_embeddings(ROWS, "int4")

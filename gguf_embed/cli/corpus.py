@@ -234,7 +234,7 @@ def _stops_on_interrupt() -> Iterator[Callable[[], bool]]:
     def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a handler's arguments
         pressed.append(number)
         signal.signal(signal.SIGINT, previous)
-        click.echo("finishing what is begun; Ctrl-C again stops at once", err=True)
+        click.echo("\nfinishing what is begun; Ctrl-C again stops at once", err=True)
 
     signal.signal(signal.SIGINT, note)
     try:

@@ -144,18 +144,21 @@ def _words(progress: Any) -> str:
 
 def _totals(progress: Any) -> str:
     """Say what came of a job in one line."""
-    seconds = max(progress.seconds, 1e-9)
-    parts = [f"{progress.n_rows:,} rows of {progress.n_records:,} texts in {_duration(seconds)}"]
-    parts.append(f"{progress.n_decoded:,} computed at {progress.n_tokens / seconds:,.0f} tokens/s")
-    for number, word in (
-        (progress.n_cached, "from the cache"),
-        (progress.n_resumed, "from before the interruption"),
-        (progress.n_truncated, "cut"),
-        (progress.n_failed, "without a vector"),
-    ):
-        if number:
-            parts.append(f"{number:,} {word}")
-    return "; ".join(parts)
+    texts = "" if progress.n_rows == progress.n_records else f" of {progress.n_records:,} texts"
+    speed = f" ({progress.n_tokens / max(progress.seconds, 1e-9):,.0f} tokens/s)" if progress.n_decoded else ""
+    counts = [
+        f"{number:,} {word}"
+        for number, word in (
+            (progress.n_decoded, f"computed{speed}"),
+            (progress.n_cached, "from the cache"),
+            (progress.n_resumed, "resumed"),
+            (progress.n_truncated, "cut"),
+            (progress.n_failed, "without a vector"),
+        )
+        if number
+    ]
+    done = f"{progress.n_rows:,} rows{texts} in {_duration(progress.seconds)}"
+    return ": ".join([done, ", ".join(counts)]) if counts else done
 
 
 def _duration(seconds: float) -> str:

@@ -100,7 +100,9 @@ class Spool:
             try:
                 if restarts:
                     (self.folder / "checkpoint.json").unlink(missing_ok=True)
-                self._files = self._begin()
+                before = self._read()
+                self.is_placed = before is not None and before.is_done and not self._vectors_path.exists()
+                self._files = None if self.is_placed else self._begin(before)
             except BaseException:
                 self._lock.release()
                 raise
@@ -113,27 +115,20 @@ class Spool:
     def _rows_path(self) -> Path:
         return self.folder / "rows.jsonl"
 
-    def _begin(self) -> _Files:
+    def _begin(self, before: Checkpoint | None) -> _Files:
         """Open the files, cut to what the checkpoint says."""
-        before = self._read()
-        if before is not None:
-            self.checkpoint = before
-            self.is_placed = before.is_done and not self._vectors_path.exists()
+        self.checkpoint = before or Checkpoint()
         files = _Files(self._vectors_path.open("a+b"), self._rows_path.open("a+b"))
-        header = np.lib.format
         if before is None:
             files.vectors.truncate(0)
             self._write_header(files.vectors, 0)
-            files.header_bytes = files.vectors.tell()
-            files.rows.truncate(0)
-            return files
+            files.vectors.flush()
         files.vectors.seek(0)
-        header.read_magic(files.vectors)
-        header.read_array_header_1_0(files.vectors)
+        np.lib.format.read_magic(files.vectors)
+        np.lib.format.read_array_header_1_0(files.vectors)
         files.header_bytes = files.vectors.tell()
-        size = files.header_bytes + 4 * self.dim * before.n_rows
-        self._cut(files.vectors, size)
-        self._cut(files.rows, before.rows_bytes)
+        self._cut(files.vectors, files.header_bytes + 4 * self.dim * self.checkpoint.n_rows)
+        self._cut(files.rows, self.checkpoint.rows_bytes)
         return files
 
     def _cut(self, file: IO[bytes], size: int) -> None:
@@ -142,6 +137,7 @@ class Spool:
                 f"{file.name} is shorter than its checkpoint says; begin again with --restart", path=self.folder
             )
         file.truncate(size)
+        file.seek(size)
 
     def _write_header(self, file: IO[bytes], n_rows: int) -> None:
         """Write the header of an .npy file; its length is the same for any number of rows."""
@@ -169,6 +165,11 @@ class Spool:
             )
         return checkpoint
 
+    def _opened(self) -> _Files:
+        if self._files is None:
+            raise JobError(f"{self._output} was finished already", path=self.folder)
+        return self._files
+
     def append(self, rows: Sequence[Row], vectors: NDArray[np.float32]) -> None:
         """Add rows; they do not count before `commit`.
 
@@ -176,9 +177,10 @@ class Spool:
             rows: n of them.
             vectors: (n, dim) float32.
         """
+        files = self._opened()
         with self._storage_errors():
-            self._files.vectors.write(np.ascontiguousarray(vectors, dtype="<f4").data)
-            self._files.rows.write(b"".join(row.dump() for row in rows))
+            files.vectors.write(np.ascontiguousarray(vectors, dtype="<f4").data)
+            files.rows.write(b"".join(row.dump() for row in rows))
         seen = dict.fromkeys(self.checkpoint.columns) | dict.fromkeys(name for row in rows for name in row.columns())
         self.checkpoint = dataclasses.replace(
             self.checkpoint, n_rows=self.checkpoint.n_rows + len(rows), columns=tuple(seen)
@@ -190,11 +192,12 @@ class Spool:
         Args:
             progress: fields of the checkpoint that are new.
         """
+        files = self._opened()
         with self._storage_errors():
-            for file in (self._files.vectors, self._files.rows):
+            for file in (files.vectors, files.rows):
                 file.flush()
                 os.fsync(file.fileno())
-            self.checkpoint = dataclasses.replace(self.checkpoint, rows_bytes=self._files.rows.tell(), **progress)
+            self.checkpoint = dataclasses.replace(self.checkpoint, rows_bytes=files.rows.tell(), **progress)
             known = {"version": _VERSION, "identity": self._identity, **dataclasses.asdict(self.checkpoint)}
             temporary = self.folder / "checkpoint.json.new"
             with temporary.open("w", encoding="utf-8") as stream:
@@ -207,7 +210,7 @@ class Spool:
         """Read the rows back, a bounded number at a time."""
         n_bytes = 4 * self.dim * _N_ROWS_BLOCK
         with self._vectors_path.open("rb") as vectors, self._rows_path.open("rb") as rows:
-            vectors.seek(self._files.header_bytes)
+            vectors.seek(self._opened().header_bytes)
             while raw := vectors.read(n_bytes):
                 block = np.frombuffer(raw, dtype="<f4").reshape(-1, self.dim)
                 yield RowBlock(rows=tuple(Row.load(next(rows)) for _ in block), vectors=block)
@@ -215,7 +218,7 @@ class Spool:
     def become_npy(self) -> None:
         """Put the file of vectors in the output's place, without copying it."""
         with self._storage_errors():
-            self._files.vectors.close()
+            self._opened().vectors.close()
             with self._vectors_path.open("r+b") as file:
                 self._write_header(file, self.checkpoint.n_rows)
                 os.fsync(file.fileno())
@@ -223,15 +226,25 @@ class Spool:
 
     def remove(self) -> None:
         """Delete the folder: the job is done."""
+        self._close_files()
+        for file in self.folder.iterdir():
+            if file.name != "lock":
+                file.unlink()
         self.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _close_files(self) -> None:
+        if self._files is not None:
+            for file in (self._files.vectors, self._files.rows):
+                with contextlib.suppress(OSError):  # a full disk was told of before
+                    file.close()
 
     def close(self) -> None:
-        """Close the files and let others in; closing twice is allowed."""
-        for file in (self._files.vectors, self._files.rows):
-            with contextlib.suppress(OSError):  # a full disk was told of before
-                file.close()
+        """Close the files and let others in; closing twice is allowed. A folder that holds nothing goes."""
+        self._close_files()
+        has_work = (self.folder / "checkpoint.json").exists()
         self._lock.release()
+        if not has_work:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def __enter__(self) -> Self:
         return self

@@ -63,7 +63,7 @@ class Cutter:
         Raises:
             TextTooLongError: one character is longer than a chunk.
             InvalidTextError: it cannot be tokenized.
-            InputError: prompt and overlap leave no room in a chunk.
+            InputError: prompt and overlap leave no room in a chunk, or the model takes none that long.
         """
         n_tokens_max = self._chunking.n_tokens or self._model.max_tokens
         # No tokenizer makes more than two tokens of a byte and eight of its own, so short texts are not counted.
@@ -73,6 +73,11 @@ class Cutter:
         if self._kept is not None and (found := self._new.get(key) or self._kept.get_note(key)):
             return _read(found)
         n_overlap = self._chunking.n_overlap
+        if n_tokens_max > self._model.max_tokens:
+            raise InputError(
+                f"chunks of {n_tokens_max:,} tokens were asked for, and the model takes {self._model.max_tokens:,} here; "
+                "take smaller ones, or say --n-ctx (Limits.n_ctx) where there is memory for it"
+            )
         try:
             spans = chunk(text.text, kind=text.kind, n_tokens_max=n_tokens_max, n_overlap=n_overlap, count=self._count)
         except InputError:
