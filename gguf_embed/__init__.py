@@ -46,7 +46,14 @@ if TYPE_CHECKING:
     from gguf_embed.stream.cache import VectorCache
     from gguf_embed.stream.chunking import Chunking, Span
     from gguf_embed.stream.results import StreamResult
-    from gguf_embed.vectors import calibrate, quantize_embeddings, similarity, similarity_pairwise, truncate_dim
+    from gguf_embed.vectors import (
+        calibrate,
+        quantize_embeddings,
+        restore_embeddings,
+        similarity,
+        similarity_pairwise,
+        truncate_dim,
+    )
 
 __version__ = "0.1.0"
 
@@ -62,6 +69,7 @@ _HOMES = {
     "VectorCache": "gguf_embed.stream.cache",
     "calibrate": "gguf_embed.vectors",
     "quantize_embeddings": "gguf_embed.vectors",
+    "restore_embeddings": "gguf_embed.vectors",
     "similarity": "gguf_embed.vectors",
     "similarity_pairwise": "gguf_embed.vectors",
     "truncate_dim": "gguf_embed.vectors",
@@ -108,6 +116,7 @@ __all__ = [
     "__version__",
     "calibrate",
     "quantize_embeddings",
+    "restore_embeddings",
     "similarity",
     "similarity_pairwise",
     "truncate_dim",

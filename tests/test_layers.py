@@ -105,7 +105,7 @@ ARROWS = {
         "stream.*",
     ),
     "jobs*": (
-        "", "errors", "sizes", "vectors", "prompts", "embedder", "encoding", "fit.host", "stream", "stream.*", "jobs", "jobs.*",
+        "", "errors", "sizes", "vectors", "prompts", "embedder", "encoding", "stream", "stream.*", "jobs", "jobs.*",
     ),
     "bench*": (
         "errors", "vectors", "embedder", "loading", "selection", "engine.session", "engine.settings", "fit", "fit.*",

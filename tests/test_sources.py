@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from gguf_embed.errors import GGUFEmbedError, InputError, InvalidTextError, MissingExtraError
 from gguf_embed.jobs import documents
 from gguf_embed.jobs.records import BadRecord, Record
-from gguf_embed.jobs.sources import SourceOptions, is_jsonl_name, open_source, read_records
+from gguf_embed.jobs.sources import SourceOptions, open_source
 
 TEXTS = st.text(st.characters(exclude_categories=("Cs",)))
 FILES = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
@@ -230,15 +230,9 @@ def test_json_lines_that_were_written_are_read_back(values):
 )
 def test_json_lines_are_known_by_their_name(tmp_path, name, expected):
     """.jsonl and .ndjson, in any case."""
-    assert is_jsonl_name(tmp_path / name) is expected
-
-
-def test_read_records_raises_the_first_error():
-    """The older way: records up to the first bad one."""
-    reader = read_records(io.BytesIO(b'"a"\n1\n'), name="f", is_jsonl=True)
-    assert next(reader) == Record(text="a")
-    with pytest.raises(InvalidTextError, match="f, line 2"):
-        next(reader)
+    (tmp_path / name).write_text('"a"')
+    (record,) = open_source([tmp_path / name])
+    assert (record.text == "a") is expected
 
 
 # CSV

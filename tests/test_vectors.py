@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gguf_embed.vectors import (
+    calibrate,
     l2_normalize,
     layer_norm,
     quantize_embeddings,
+    restore_embeddings,
     similarity,
     similarity_pairwise,
     truncate_dim,
@@ -183,18 +185,45 @@ def test_uint8_spreads_the_range_of_each_component():
 
 
 def test_int8_is_the_same_range_from_minus_128():
-    """Least is -128 and greatest 127; what lies between is cut towards zero, as in sentence-transformers."""
+    """Least is -128 and greatest 127; what lies between is rounded down, as in sentence-transformers since 6.0."""
     levels = quantize_embeddings(RANGED, "int8")
-    assert levels.tolist() == [[-128, -128], [127, 127], [0, 0], [-64, -64]]
+    assert levels.tolist() == [[-128, -128], [127, 127], [-1, -1], [-64, -64]]
     assert is_plain(levels, np.int8)
 
 
 @pytest.mark.parametrize(("precision", "offset"), [("uint8", 0), ("int8", 128)])
 def test_levels_are_those_of_sentence_transformers(precision, offset):
-    """(x - least) / ((greatest - least) / 255), in float32, cut to a whole number."""
+    """(x - least) / ((greatest - least) / 255), in float32, rounded down, less 128 for int8."""
     least, greatest = ROWS.min(axis=0), ROWS.max(axis=0)
-    expected = ((ROWS - least) / ((greatest - least) / 255) - offset).astype(precision)
+    expected = (np.floor((ROWS - least) / ((greatest - least) / 255)) - offset).astype(precision)
     assert np.array_equal(quantize_embeddings(ROWS, precision), expected)
+
+
+@pytest.mark.parametrize("precision", ["int8", "uint8"])
+def test_restored_rows_are_within_half_a_step(precision):
+    """Levels and their ranges give the rows back, those outside of the ranges cut to them."""
+    ranges = calibrate(ROWS)
+    restored = restore_embeddings(quantize_embeddings(ROWS, precision, ranges=ranges), ranges=ranges)
+    steps = (ranges[1] - ranges[0]) / 255
+    assert (np.abs(restored - ROWS) <= 0.5 * steps * 1.001 + 1e-7).all()
+    assert is_plain(restored, np.float32)
+    with pytest.raises(ValueError, match="levels are float32"):
+        restore_embeddings(ROWS, ranges=ranges)
+    with pytest.raises(ValueError, match="least value above the greatest"):
+        restore_embeddings(np.zeros((1, ROWS.shape[1]), dtype=precision), ranges=ranges[::-1])
+
+
+def test_ranges_of_before():
+    """Rows quantized with given ranges are those of the whole, and what lies outside takes the nearest level."""
+    whole = quantize_embeddings(ROWS, "int8")
+    assert np.array_equal(quantize_embeddings(ROWS[:1], "int8", ranges=calibrate(ROWS)), whole[:1])
+    outside = np.vstack([ROWS[:1] * 0 + 1e6, ROWS[:1] * 0 - 1e6]).astype(np.float32)
+    assert set(quantize_embeddings(outside, "int8", ranges=calibrate(ROWS)).ravel().tolist()) == {127, -128}
+
+
+def test_float16_is_the_nearest():
+    """Half the bytes."""
+    assert np.array_equal(quantize_embeddings(ROWS, "float16"), ROWS.astype(np.float16))
 
 
 def test_a_component_that_never_changes_is_no_division_by_zero():

@@ -142,6 +142,8 @@ def run_corpus(corpus: Corpus, embedder: Any, how: Any, chunking: Any, options: 
     from gguf_embed.jobs.outputs import Output  # noqa: PLC0415
     from gguf_embed.prompts import resolve_prompt  # noqa: PLC0415
 
+    if corpus.ranges is not None and corpus.precision not in ("int8", "uint8"):
+        raise click.UsageError(f"--ranges are for --precision int8 and uint8, not {corpus.precision}")
     if len(corpus.texts) == 1 and corpus.precision in ("int8", "uint8") and corpus.ranges is None:
         raise click.UsageError(f"{corpus.precision} spreads the range of many rows and got one; add --ranges")
     source, identity = _source(corpus, options)
@@ -159,7 +161,7 @@ def run_corpus(corpus: Corpus, embedder: Any, how: Any, chunking: Any, options: 
         job = Job(embedder, _fetching(source, embedder), job_options, observer=observer, should_stop=stopping)
         output = Output(
             path=(corpus.output or Path("-")), output_format=corpus.output_format, precision=corpus.precision,
-            ranges=_ranges(corpus, embedder.dim),
+            ranges=_ranges(corpus, embedder),
         )  # fmt: skip
         try:
             if corpus.is_job:
@@ -196,6 +198,7 @@ def _source(corpus: Corpus, options: dict[str, Any]) -> tuple[Any, Any]:
             globs=tuple(options["globs"]),
             honours_ignore=not options["no_ignore"],
             input_format=options["input_format"],
+            output=corpus.output,
         )
         inputs = [sys.stdin.buffer if str(one) == "-" else one for one in corpus.inputs or [Path("-")]]
         source = open_source(inputs, known)
@@ -210,10 +213,13 @@ def _cache(is_wanted: bool, stack: contextlib.ExitStack) -> Any:
     return stack.enter_context(user_cache(load_config())) if is_wanted else None
 
 
-def _ranges(corpus: Corpus, dim: int) -> Any:
+def _ranges(corpus: Corpus, embedder: Any) -> Any:
     from gguf_embed.jobs.outputs import load_ranges  # noqa: PLC0415 - keeps --help quick
 
-    return load_ranges(corpus.ranges, dim) if corpus.ranges is not None else None
+    if corpus.ranges is None:
+        return None
+    fetch_model(embedder)
+    return load_ranges(corpus.ranges, embedder.dim, fingerprint=embedder.fingerprint)
 
 
 def _to_stream(job: Any, output: Any, corpus: Corpus) -> None:

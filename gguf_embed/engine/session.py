@@ -280,22 +280,32 @@ class Session:
         texts = [[tokens[member] for member in members] for members in batches]
         found = self._crew.decode(texts) if self._crew is not None else None
         if found is not None:
+            errors: list[Exception] = []
             for members, batch, rows in zip(batches, texts, found, strict=True):
                 with self._lock:
-                    sound = self._guarded(rows, batch, names[members])
-                yield members, sound
+                    errors += self._guarded(rows, batch, names[members])
+                yield members, rows
+            if errors:
+                raise errors[0]
             return
         for members, batch in zip(batches, texts, strict=True):
             with self._lock:
-                self._open()
-                rows = self._guarded(self._opened().decode(batch, n_prefix=n_prefix), batch, names[members])
+                rows = self._opened().decode(batch, n_prefix=n_prefix)
+                errors = self._guarded(rows, batch, names[members])
             yield members, rows
+            if errors:
+                raise errors[0]
 
-    def _guarded(self, rows: Float32Matrix, texts: list[Tokens], names: NDArray[np.intp]) -> Float32Matrix:
-        """Give every text whose row is not finite another chance alone, then on the CPU."""
+    def _guarded(self, rows: Float32Matrix, texts: list[Tokens], names: NDArray[np.intp]) -> list[Exception]:
+        """Give every text whose row is not finite another chance alone, then on the CPU; else make its row NaN."""
+        errors: list[Exception] = []
         for index in map(int, np.flatnonzero(~_is_sound(rows))):
-            rows[index] = self._rescue(texts[index], int(names[index]))
-        return rows
+            try:
+                rows[index] = self._rescue(texts[index], int(names[index]))
+            except NonFiniteEmbeddingError as error:
+                rows[index] = np.nan
+                errors.append(error)
+        return errors
 
     def _rescue(self, ids: Tokens, index: int) -> Float32Matrix:
         """Embed one text again: alone, then on the CPU. Returns (1, n_embd)."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gguf_embed.errors import GGUFEmbedError, InputError, InvalidTextError, MissingExtraError
-from gguf_embed.jobs.records import BINARY, BadRecord, Record, bad_record
+from gguf_embed.jobs.records import BINARY, OUTPUT_SUFFIXES, BadRecord, Record, bad_record, printable
 
 __all__ = ["Folder", "FolderSource", "Found"]
 
@@ -86,14 +86,18 @@ class Folder:
         globs: gitwildmatch patterns relative to the folder; a file that any of them matches is taken, all files where
             there are none; one that begins with "!" leaves out.
         honours_ignore: whether .gitignore files count.
+        output: what is being written; it is left out, and what lies beside it.
 
     Raises:
         ValueError: a glob is no pattern.
         MissingExtraError: globs or .gitignore files count and pathspec is not installed.
     """
 
-    def __init__(self, root: Path, *, globs: Sequence[str] = (), honours_ignore: bool = True) -> None:
+    def __init__(
+        self, root: Path, *, globs: Sequence[str] = (), honours_ignore: bool = True, output: Path | None = None
+    ) -> None:
         self.root = root
+        self._outputs = {f"{output.resolve()}{suffix}" for suffix in OUTPUT_SUFFIXES} if output is not None else set()
         self._honours_ignore = honours_ignore
         if globs or honours_ignore:
             _pathspec()
@@ -133,6 +137,8 @@ class Folder:
         for entry in entries:
             relative, is_folder = inside + entry.name, entry.is_dir(follow_symlinks=False)
             if entry.name.startswith(".") or self._is_ignored(relative, rules, is_folder=is_folder):
+                continue
+            if self._outputs and os.path.join(self._real, relative) in self._outputs:  # noqa: PTH118 - a text
                 continue
             if is_folder:
                 if not self._refused.match_file(f"{relative}/"):
@@ -197,7 +203,7 @@ class FolderSource:
     def __iter__(self) -> Iterator[Record | BadRecord]:
         self.n_done = 0
         for found in self._folder.files():
-            place = (self._folder.root / found.relative).as_posix()
+            place = printable((self._folder.root / found.relative).as_posix())
             try:
                 yield from self._records(found, place)
             except GGUFEmbedError as error:
@@ -210,7 +216,6 @@ class FolderSource:
         try:
             found.relative.encode("utf-8")
         except UnicodeEncodeError as error:
-            place = place.encode("utf-8", "replace").decode()
             why = "its name is not UTF-8; rename it"
             yield bad_record(place, why, index=self.n_done, reason="not UTF-8", cause=error)
             return

@@ -160,11 +160,11 @@ class Job:
         """
         about = self.about()
         identity = about | {"source": source_identity, "with_text": self._options.with_text} | self._longest()
+        output = dataclasses.replace(output, path=output.path.resolve())
         with Spool(output.path, dim=self.dim, identity=identity, restarts=restarts) as spool:
             self._folder = spool.folder
-            if not spool.is_placed:
-                self._fill(spool)
-                write_output(output, spool, about, has_gaps=self.progress.n_failed > 0)
+            self._fill(spool)
+            write_output(output, spool, about, has_gaps=self.progress.n_failed > 0)
             spool.remove()
         return self.progress
 

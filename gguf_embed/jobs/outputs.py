@@ -5,7 +5,6 @@ It must not know sources or models.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from gguf_embed import __version__
 from gguf_embed.errors import InputError
 from gguf_embed.jobs.rows import Row, RowBlock
-from gguf_embed.jobs.sinks import Table, replaced, write_table
+from gguf_embed.jobs.sinks import Table, replaced, storage_errors, write_table
 from gguf_embed.jobs.spool import Spool
 from gguf_embed.vectors import calibrate, quantize_embeddings
 
@@ -64,16 +63,17 @@ def write_output(output: Output, spool: Spool, about: Mapping[str, Any], *, has_
     table = table_of(spool.blocks, output, shape=shape, columns=checkpoint.columns, about=about)
     path = output.path
     beside = path.with_name(f"{path.name}.rows.jsonl")
-    beside.unlink(missing_ok=True)
+    with storage_errors(beside):
+        beside.unlink(missing_ok=True)
     if output.output_format == "npy" and (has_gaps or not set(checkpoint.columns) <= {"text", "text_sha256"}):
         _write_rows(beside, spool)
     if output.output_format in ("npy", "jsonl"):
-        with replaced(path.with_name(f"{path.name}.meta.json")) as stream:
+        with replaced(path.with_name(f"{path.name}.meta.json"), folder=spool.folder) as stream:
             stream.write(json.dumps(table.metadata, ensure_ascii=False, indent=1).encode() + b"\n")
     if output.output_format == "npy" and output.precision == "float32":
         spool.become_npy()
     else:
-        write_table(path, table, output_format=output.output_format)
+        write_table(path, table, output_format=output.output_format, folder=spool.folder)
 
 
 def table_of(
@@ -168,7 +168,7 @@ def _ranges_of(blocks: Iterable[RowBlock], n_rows: int, precision: str) -> NDArr
 
 def _write_rows(path: Path, spool: Spool) -> None:
     """One line for each row of an .npy: what it is of."""
-    with replaced(path) as stream:
+    with replaced(path, folder=spool.folder) as stream:
         for block in spool.blocks():
             stream.writelines(_line(row) for row in block.rows)
 
@@ -176,26 +176,31 @@ def _write_rows(path: Path, spool: Spool) -> None:
 def _line(row: Row) -> bytes:
     known = row.columns()
     known.pop("text", None)
-    return json.dumps({**known, "place": row.place}, ensure_ascii=False).encode() + b"\n"
+    return json.dumps({**known, "place": row.place}, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
 
-def load_ranges(path: Path, dim: int) -> NDArray[np.float32]:
+def load_ranges(path: Path, dim: int, *, fingerprint: str | None = None) -> NDArray[np.float32]:
     """Read the ranges of an earlier output.
 
     Args:
         path: its .meta.json, or an .npy of (2, dim).
         dim: components of the vectors.
+        fingerprint: of the model, which is the one that made that output; None to believe so.
 
     Raises:
         InputError: there are none, or they are of other vectors.
     """
-    found: Any = None
-    with contextlib.suppress(ValueError, OSError):
-        if path.suffix == ".npy":
-            found = np.load(path, allow_pickle=False)
-        else:
-            found = json.loads(path.read_text(encoding="utf-8")).get("ranges")
-    ranges = np.asarray(found if found is not None else [], dtype=np.float32)
-    if ranges.shape != (2, dim):
-        raise InputError(f"{path} has no ranges for {dim} components; give the .meta.json of an int8 or uint8 output")
+    whose: Any = fingerprint
+    try:
+        found = np.load(path, allow_pickle=False) if path.suffix == ".npy" else json.loads(path.read_text("utf-8"))
+        if isinstance(found, dict):
+            whose, found = found.get("fingerprint"), found["ranges"]
+        ranges = np.asarray(found, dtype=np.float32)
+        quantize_embeddings(np.zeros((1, dim), dtype=np.float32), "int8", ranges=ranges)
+    except (ValueError, TypeError, KeyError, EOFError, OSError) as error:
+        raise InputError(
+            f"{path} has no ranges for {dim} components ({error}); give the .meta.json of an int8 or uint8 output"
+        ) from error
+    if fingerprint is not None and whose != fingerprint:
+        raise InputError(f"{path} has the ranges of another model's vectors; they do not compare with this one's")
     return ranges

@@ -7,16 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, Protocol
 
 from gguf_embed.errors import GGUFEmbedError, InvalidTextError
 
-__all__ = ["BINARY", "FORMATS", "BadRecord", "Line", "Record", "Source", "SourceOptions", "bad_record", "kind_of_name"]
+__all__ = [
+    "BINARY",
+    "FORMATS",
+    "BadRecord",
+    "Line",
+    "Record",
+    "Source",
+    "SourceOptions",
+    "bad_record",
+    "kind_of_name",
+    "printable",
+]
 
 BINARY = "binary"  # the reason of an InvalidTextError about a file that is no text
 FORMATS = ("lines", "jsonl", "csv", "parquet", "document")
 
+# What a job writes beside its output, and the output itself.
+OUTPUT_SUFFIXES = ("", ".partial", ".meta.json", ".rows.jsonl")
 _KINDS = {
     ".md": "markdown", ".markdown": "markdown", ".mdx": "markdown",
     ".py": "python", ".pyi": "python",
@@ -91,6 +104,7 @@ class SourceOptions:
         honours_ignore: whether .gitignore files count.
         input_format: one of FORMATS for every file and stream; "document": a whole file is one text. None: by name,
             see sources.open_source().
+        output: what is being written: in folders it is left out, with all that is named after it.
     """
 
     field: str = "text"
@@ -99,6 +113,7 @@ class SourceOptions:
     globs: tuple[str, ...] = ()
     honours_ignore: bool = True
     input_format: str | None = None
+    output: Path | None = None
 
     def __post_init__(self) -> None:
         if not self.field or not self.id_field:
@@ -133,6 +148,11 @@ class Source(Protocol):
 
     def __iter__(self) -> Iterator[Record | BadRecord]:
         """Read from the start."""
+
+
+def printable(name: str) -> str:
+    """Write the bytes of a file's name that are no UTF-8 as escapes."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def bad_record(place: str, why: str, *, index: int, reason: str, cause: BaseException | None = None) -> BadRecord:

@@ -52,8 +52,8 @@ class Row:
         return {name: value for name, value in known.items() if value is not None}
 
     def dump(self) -> bytes:
-        """Write the row as a line of JSON."""
-        return json.dumps(self.columns() | {"place": self.place}, ensure_ascii=False).encode() + b"\n"
+        """Write the row as a line of JSON, in ASCII: a place may have a name that is no Unicode."""
+        return json.dumps(self.columns() | {"place": self.place}).encode() + b"\n"
 
     @classmethod
     def load(cls, line: bytes) -> Self:

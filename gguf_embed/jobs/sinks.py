@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from gguf_embed.errors import MissingExtraError, StorageError
 from gguf_embed.jobs.rows import RowBlock
 
-__all__ = ["FORMATS", "Table", "check_format", "format_of_name", "replaced", "write_table"]
+__all__ = ["FORMATS", "Table", "check_format", "format_of_name", "mode_of", "replaced", "storage_errors", "write_table"]
 
 _SUFFIXES = {
     ".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".npy": "npy", ".parquet": "parquet", ".b64": "base64",
@@ -55,60 +55,85 @@ def format_of_name(path: Path) -> str | None:
     return _SUFFIXES.get(path.suffix.lower())
 
 
-def write_table(target: Path | IO[bytes], table: Table, *, output_format: str) -> None:
+def write_table(target: Path | IO[bytes], table: Table, *, output_format: str, folder: Path | None = None) -> None:
     """Write rows.
 
     Args:
         target: a file, replaced whole once everything is written, or a stream.
         table: what to write; read block by block.
         output_format: one of FORMATS.
+        folder: as for `replaced`.
 
     Raises:
         StorageError: the file cannot be written; what was there stays.
     """
     write = _WRITERS[output_format]
     if isinstance(target, Path):
-        with replaced(target) as stream:
+        with replaced(target, folder=folder) as stream:
             write(stream, table)
     else:
         write(target, table)
 
 
 @contextlib.contextmanager
-def replaced(path: Path) -> Iterator[IO[bytes]]:
-    """Yield a stream beside `path` that takes its place at the end; a failure leaves `path` as it was.
+def replaced(path: Path, *, folder: Path | None = None) -> Iterator[IO[bytes]]:
+    """Yield a stream to a file that takes the place of `path` at the end; a failure leaves `path` as it was.
 
     Devices and pipes are written to, never replaced; a link stays and what it leads to is replaced.
+
+    Args:
+        path: to be written.
+        folder: where it grows until then, on the same disk; None for beside `path`.
 
     Raises:
         StorageError: the file cannot be written.
     """
-    temporary: str | None = None
     path = path.resolve()
-    try:
-        if path.exists() and not path.is_file():
-            with path.open("wb") as stream:
-                yield stream
-            return
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as stream:
-            temporary = stream.name
+    if path.exists() and not path.is_file():
+        with storage_errors(path), path.open("wb") as stream:
             yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(temporary).chmod(path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
-        os.replace(temporary, path)  # noqa: PTH105 - atomic, and says so
-        temporary = None
-    except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error.strerror or error}", path=path) from error
+        return
+    temporary: Path | None = None
+    try:
+        with storage_errors(path):
+            with tempfile.NamedTemporaryFile(
+                dir=folder or path.parent, prefix=f".{path.name}.", delete=False
+            ) as stream:
+                temporary = Path(stream.name)
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.chmod(mode_of(path))
+            temporary.replace(path)
+            temporary = None
     finally:
         if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
-def _umask() -> int:
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Say that a file cannot be written where the system says so of it, or of what is to become it.
+
+    Raises:
+        StorageError: an OSError that names no file, or one of these; others are somebody else's.
+    """
+    try:
+        yield
+    except OSError as error:
+        named = Path(os.fsdecode(error.filename)).name if isinstance(error.filename, str | bytes) else path.name
+        if named != path.name and not named.startswith(f".{path.name}."):
+            raise
+        raise StorageError(f"{path} cannot be written: {error.strerror or error}", path=path) from error
+
+
+def mode_of(path: Path) -> int:
+    """Return the permissions of a file, or those that a new one gets."""
+    if path.exists():
+        return path.stat().st_mode & 0o777
     mask = os.umask(0)
     os.umask(mask)
-    return mask
+    return 0o666 & ~mask
 
 
 def _json_array(row: NDArray[Any]) -> bytes:

@@ -24,9 +24,10 @@ from gguf_embed.jobs.records import (
     SourceOptions,
     bad_record,
     kind_of_name,
+    printable,
 )
 
-__all__ = ["FORMATS", "BadRecord", "Record", "Source", "SourceOptions", "is_jsonl_name", "open_source", "read_records"]
+__all__ = ["FORMATS", "BadRecord", "Record", "Source", "SourceOptions", "open_source"]
 
 _TABLES = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".pq": "parquet",
@@ -72,26 +73,12 @@ def open_source(
         if isinstance(given, Path) and given.is_dir():
             sources.append(_folder_source(given, options, has_many=has_many))
             continue
-        name = str(given) if isinstance(given, Path) else stdin_name
+        name = printable(str(given)) if isinstance(given, Path) else stdin_name
         source = _file_source(given, _format_of(given, options), options, name=name, has_many=has_many)
         if isinstance(source, _FileSource):
             source.check()
         sources.append(source)
     return sources[0] if len(sources) == 1 else _Several(sources)
-
-
-def is_jsonl_name(path: Path) -> bool:
-    """Tell whether a file is JSON Lines by its name."""
-    return _TABLES.get(path.suffix.lower()) == "jsonl"
-
-
-def read_records(stream: BinaryIO, *, name: str, is_jsonl: bool) -> Iterator[Record]:
-    """Read records of a stream up to the first bad one, whose error is raised."""
-    options = SourceOptions(input_format="jsonl" if is_jsonl else "lines")
-    for record in open_source([stream], options, stdin_name=name):
-        if isinstance(record, BadRecord):
-            raise record.error
-        yield Record(text=record.text, id=record.id)
 
 
 def _format_of(given: Path | BinaryIO, options: SourceOptions) -> str:
@@ -108,7 +95,7 @@ def _file_source(
     if input_format != "parquet":
         id_ = None
         if isinstance(given, Path):
-            id_ = given.as_posix() if has_many else given.name
+            id_ = printable(given.as_posix() if has_many else given.name)
         return _FileSource(given, input_format, options, name=name, id_=id_)
     if not isinstance(given, Path):
         raise ValueError(f"Parquet cannot be read from a stream; save {name} to a file first")  # noqa: TRY004 - a choice
@@ -130,7 +117,9 @@ def _folder_source(folder: Path, options: SourceOptions, *, has_many: bool) -> S
                 found.path, input_format, options, name=place, id_=place if has_many else found.relative
             )
 
-    source = FolderSource(Folder(folder, globs=options.globs, honours_ignore=options.honours_ignore), read)
+    source = FolderSource(
+        Folder(folder, globs=options.globs, honours_ignore=options.honours_ignore, output=options.output), read
+    )
     if options.globs and not source.n_total:
         raise InputError(
             f"{folder} has no file that matches {' '.join(options.globs)}; hidden files and what .gitignore names are "

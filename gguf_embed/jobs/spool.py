@@ -9,10 +9,11 @@ import contextlib
 import dataclasses
 import errno
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -23,10 +24,14 @@ from numpy.typing import NDArray
 
 from gguf_embed.errors import JobError, StorageError
 from gguf_embed.jobs.rows import Row, RowBlock
+from gguf_embed.jobs.sinks import mode_of
 
 __all__ = ["Checkpoint", "Spool"]
 
+logger = logging.getLogger(__name__)
+
 _VERSION = 1
+_FILES = ("checkpoint.json", "vectors.npy", "rows.jsonl")
 # Rows that are read back together and that make a row group of Parquet: 24 MiB of 384 numbers, 160 MiB of 2,560.
 _N_ROWS_BLOCK = 16_384
 
@@ -56,29 +61,29 @@ class Checkpoint:
     is_done: bool = False
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Files:
     vectors: IO[bytes]
     rows: IO[bytes]
-    header_bytes: int = field(default=0)
+    header_bytes: int
 
 
 class Spool:
     """The folder of one job; one process at a time.
 
     Args:
-        output: the file that it is to become; the folder is beside it.
+        output: the file that it is to become, no link; the folder is beside it.
         dim: components of a vector.
         identity: what makes a job the same: model, options, input; written into the checkpoint.
         restarts: throw away what another job, or an earlier run, left there.
 
     Attributes:
+        folder: where it is.
         dim: as given.
         checkpoint: the last one.
-        is_placed: the job was done and only the folder is left of it.
 
     Raises:
-        JobError: another process works there, or what is there is of another job.
+        JobError: another process works there, or what is there is damaged or of another job.
         StorageError: it cannot be written.
     """
 
@@ -86,8 +91,7 @@ class Spool:
         self.folder = output.with_name(f"{output.name}.partial")
         self._output, self.dim = output, dim
         self._identity = json.loads(json.dumps(identity))
-        self.checkpoint = Checkpoint()
-        self.is_placed = False
+        self._is_closed = False
         with self._storage_errors():
             self.folder.mkdir(exist_ok=True)
             self._lock = FileLock(self.folder / "lock")
@@ -98,11 +102,10 @@ class Spool:
                     f"another process is writing {output}; wait for it, or name another file", path=self.folder
                 ) from None
             try:
-                if restarts:
-                    (self.folder / "checkpoint.json").unlink(missing_ok=True)
+                self._sweep(keep=() if restarts else _FILES)
                 before = self._read()
-                self.is_placed = before is not None and before.is_done and not self._vectors_path.exists()
-                self._files = None if self.is_placed else self._begin(before)
+                self.checkpoint = before or Checkpoint()
+                self._files = self._begin(is_new=before is None)
             except BaseException:
                 self._lock.release()
                 raise
@@ -115,29 +118,51 @@ class Spool:
     def _rows_path(self) -> Path:
         return self.folder / "rows.jsonl"
 
-    def _begin(self, before: Checkpoint | None) -> _Files:
+    def _sweep(self, *, keep: Sequence[str]) -> None:
+        """Delete what is of no use, such as an output that was being written when a run was killed."""
+        for file in self.folder.iterdir():
+            if file.name not in ("lock", *keep):
+                file.unlink()
+
+    def _begin(self, *, is_new: bool) -> _Files:
         """Open the files, cut to what the checkpoint says."""
-        self.checkpoint = before or Checkpoint()
-        files = _Files(self._vectors_path.open("a+b"), self._rows_path.open("a+b"))
-        if before is None:
-            files.vectors.truncate(0)
-            self._write_header(files.vectors, 0)
-            files.vectors.flush()
-        files.vectors.seek(0)
-        np.lib.format.read_magic(files.vectors)
-        np.lib.format.read_array_header_1_0(files.vectors)
-        files.header_bytes = files.vectors.tell()
-        self._cut(files.vectors, files.header_bytes + 4 * self.dim * self.checkpoint.n_rows)
-        self._cut(files.rows, self.checkpoint.rows_bytes)
-        return files
+        if not is_new and self._vectors_path.exists() and self._vectors_path.stat().st_nlink > 1:
+            self._part_from_output()
+        with contextlib.ExitStack() as stack:
+            vectors = stack.enter_context(self._vectors_path.open("a+b"))
+            rows = stack.enter_context(self._rows_path.open("a+b"))
+            if is_new:
+                vectors.truncate(0)
+                self._write_header(vectors, 0)
+                vectors.flush()
+            vectors.seek(0)
+            try:
+                np.lib.format.read_magic(vectors)
+                _, _, dtype = np.lib.format.read_array_header_1_0(vectors)
+            except ValueError as error:
+                raise self._damaged(self._vectors_path, "is no .npy any more") from error
+            if dtype != np.dtype("<f4"):
+                raise self._damaged(self._vectors_path, f"holds {dtype}")
+            header_bytes = vectors.tell()
+            self._cut(vectors, header_bytes + 4 * self.dim * self.checkpoint.n_rows)
+            self._cut(rows, self.checkpoint.rows_bytes)
+            stack.pop_all()
+        return _Files(vectors, rows, header_bytes)
+
+    def _part_from_output(self) -> None:
+        """Copy vectors that are the output's too, so that what is appended here does not change it."""
+        copy = self.folder / "vectors.new"
+        shutil.copyfile(self._vectors_path, copy)
+        copy.replace(self._vectors_path)
 
     def _cut(self, file: IO[bytes], size: int) -> None:
         if file.seek(0, os.SEEK_END) < size:
-            raise JobError(
-                f"{file.name} is shorter than its checkpoint says; begin again with --restart", path=self.folder
-            )
+            raise self._damaged(Path(file.name), "is shorter than its checkpoint says")
         file.truncate(size)
         file.seek(size)
+
+    def _damaged(self, path: Path, what: str) -> JobError:
+        return JobError(f"{path} {what}; begin again with --restart", path=self.folder)
 
     def _write_header(self, file: IO[bytes], n_rows: int) -> None:
         """Write the header of an .npy file; its length is the same for any number of rows."""
@@ -146,17 +171,17 @@ class Spool:
 
     def _read(self) -> Checkpoint | None:
         """Read the checkpoint, None where there is none."""
+        path = self.folder / "checkpoint.json"
         try:
-            known = json.loads((self.folder / "checkpoint.json").read_text(encoding="utf-8"))
-            known.pop("version")
-            identity = known.pop("identity")
+            known = json.loads(path.read_text(encoding="utf-8"))
+            version, identity = known.pop("version"), known.pop("identity")
             checkpoint = Checkpoint(**known | {"columns": tuple(known["columns"])})
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError, KeyError) as error:
-            raise JobError(
-                f"{self.folder} has a checkpoint that cannot be read; begin again with --restart", path=self.folder
-            ) from error
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise self._damaged(path, "cannot be read") from error
+        if version != _VERSION:
+            raise self._damaged(path, f"is of version {version}, and this program reads {_VERSION}")
         if identity != self._identity:
             raise JobError(
                 f"{self.folder} was begun by another job: {_difference(identity, self._identity)}. Finish it as it was "
@@ -165,11 +190,6 @@ class Spool:
             )
         return checkpoint
 
-    def _opened(self) -> _Files:
-        if self._files is None:
-            raise JobError(f"{self._output} was finished already", path=self.folder)
-        return self._files
-
     def append(self, rows: Sequence[Row], vectors: NDArray[np.float32]) -> None:
         """Add rows; they do not count before `commit`.
 
@@ -177,7 +197,7 @@ class Spool:
             rows: n of them.
             vectors: (n, dim) float32.
         """
-        files = self._opened()
+        files = self._files
         with self._storage_errors():
             files.vectors.write(np.ascontiguousarray(vectors, dtype="<f4").data)
             files.rows.write(b"".join(row.dump() for row in rows))
@@ -192,7 +212,7 @@ class Spool:
         Args:
             progress: fields of the checkpoint that are new.
         """
-        files = self._opened()
+        files = self._files
         with self._storage_errors():
             for file in (files.vectors, files.rows):
                 file.flush()
@@ -201,7 +221,7 @@ class Spool:
             known = {"version": _VERSION, "identity": self._identity, **dataclasses.asdict(self.checkpoint)}
             temporary = self.folder / "checkpoint.json.new"
             with temporary.open("w", encoding="utf-8") as stream:
-                json.dump(known, stream, ensure_ascii=False, indent=1)
+                json.dump(known, stream, indent=1)  # in ASCII: names of files may be no Unicode
                 stream.flush()
                 os.fsync(stream.fileno())
             temporary.replace(self.folder / "checkpoint.json")
@@ -210,41 +230,49 @@ class Spool:
         """Read the rows back, a bounded number at a time."""
         n_bytes = 4 * self.dim * _N_ROWS_BLOCK
         with self._vectors_path.open("rb") as vectors, self._rows_path.open("rb") as rows:
-            vectors.seek(self._opened().header_bytes)
+            vectors.seek(self._files.header_bytes)
             while raw := vectors.read(n_bytes):
                 block = np.frombuffer(raw, dtype="<f4").reshape(-1, self.dim)
                 yield RowBlock(rows=tuple(Row.load(next(rows)) for _ in block), vectors=block)
 
     def become_npy(self) -> None:
-        """Put the file of vectors in the output's place, without copying it."""
+        """Put the vectors in the output's place: as another name of the same file, or copied where that cannot be."""
+        files = self._files
         with self._storage_errors():
-            self._opened().vectors.close()
+            files.vectors.flush()
             with self._vectors_path.open("r+b") as file:
                 self._write_header(file, self.checkpoint.n_rows)
                 os.fsync(file.fileno())
-            self._vectors_path.replace(self._output.resolve())
+            placed = self.folder / "placed.npy"
+            try:
+                placed.hardlink_to(self._vectors_path)
+            except OSError:  # a file system without links
+                shutil.copyfile(self._vectors_path, placed)
+            placed.chmod(mode_of(self._output))
+            placed.replace(self._output)
 
     def remove(self) -> None:
-        """Delete the folder: the job is done."""
-        self._close_files()
-        for file in self.folder.iterdir():
-            if file.name != "lock":
-                file.unlink()
+        """Delete the folder: the job is done. The checkpoint goes first, without which the rest is nothing."""
+        (self.folder / "checkpoint.json").unlink(missing_ok=True)
         self.close()
 
-    def _close_files(self) -> None:
-        if self._files is not None:
-            for file in (self._files.vectors, self._files.rows):
-                with contextlib.suppress(OSError):  # a full disk was told of before
-                    file.close()
-
     def close(self) -> None:
-        """Close the files and let others in; closing twice is allowed. A folder that holds nothing goes."""
-        self._close_files()
-        has_work = (self.folder / "checkpoint.json").exists()
-        self._lock.release()
-        if not has_work:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        """Close the files and let others in; closing twice is allowed. A folder without a checkpoint goes."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        for file in (self._files.vectors, self._files.rows):
+            with contextlib.suppress(OSError):  # a full disk was told of before
+                file.close()
+        try:
+            if not (self.folder / "checkpoint.json").exists():
+                self._sweep(keep=())
+                (self.folder / "lock").unlink()  # while it is held, so that nobody else has begun here
+                self.folder.rmdir()
+        except OSError:
+            logger.debug("%s could not be deleted", self.folder)
+        finally:
+            self._lock.release()
 
     def __enter__(self) -> Self:
         return self

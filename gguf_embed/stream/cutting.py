@@ -75,7 +75,7 @@ class Cutter:
         n_overlap = self._chunking.n_overlap
         if n_tokens_max > self._model.max_tokens:
             raise InputError(
-                f"chunks of {n_tokens_max:,} tokens were asked for, and the model takes {self._model.max_tokens:,} here; "
+                f"chunks of {n_tokens_max:,} tokens were asked for, and {self._model.max_tokens:,} are taken here; "
                 "take smaller ones, or say --n-ctx (Limits.n_ctx) where there is memory for it"
             )
         try:

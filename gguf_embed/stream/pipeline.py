@@ -114,8 +114,7 @@ class TextStream:
         self._cuts = chunking.long in ("chunk", "mean")
         self._cutter = Cutter(model, self._how.prefix, chunking, cache)
         self._key: hashlib._Hash | None = None
-        self._sum = np.zeros(model.n_embd, dtype=np.float64)  # of the chunks of the text whose mean is taken
-        self._mean = _Embedded(is_cached=True)
+        self._begin_mean()
 
     def blocks(self, texts: Iterable[Text]) -> Iterator[Block]:
         """Embed texts in order, reading one block and one text ahead.
@@ -126,6 +125,7 @@ class TextStream:
         Raises:
             GGUFEmbedError: what no single text is to blame for.
         """
+        self._begin_mean()
         waiting: list[_Piece] = []
         n_bytes = 0
         for index, text in enumerate(texts):
@@ -153,7 +153,7 @@ class TextStream:
         try:
             spans = self._cutter.spans(text)
         except _OF_ONE_TEXT as error:
-            whole.error = _named(error, whole)
+            whole.error = error
             return [whole]
         pieces = [
             _Piece(owner=text, index=index, text=text.text[one.start : one.end], span=one, is_last=False)
@@ -187,7 +187,7 @@ class TextStream:
             place=piece.owner.place,
             text=piece.owner.text if is_mean else piece.text,
             vector=vector,
-            error=one.error,
+            error=None if one.error is None else _named(one.error, piece),
             n_tokens=one.n_tokens,
             truncated=one.truncated,
             span=None if is_mean else piece.span,
@@ -202,7 +202,8 @@ class TextStream:
         """
         mean = self._mean
         if one.row is not None:
-            self._sum += one.n_tokens * vectors.l2_normalize(one.row[None])[0].astype(np.float64)
+            row = vectors.l2_normalize(one.row[None])[0] if self._options.normalize_embeddings else one.row
+            self._sum += one.n_tokens * row.astype(np.float64)
         mean.n_tokens += one.n_tokens
         mean.error = mean.error or one.error
         mean.is_cached = mean.is_cached and one.is_cached
@@ -210,9 +211,13 @@ class TextStream:
             return None
         if mean.error is None:
             mean.row = np.asarray(self._sum / mean.n_tokens, dtype=np.float32)
-        self._sum[:] = 0
-        self._mean = _Embedded(is_cached=True)
+        self._begin_mean()
         return mean
+
+    def _begin_mean(self) -> None:
+        """Begin the mean of the next text's chunks."""
+        self._sum = np.zeros(self._model.n_embd, dtype=np.float64)
+        self._mean = _Embedded(is_cached=True)
 
     def _embed(self, pieces: Sequence[_Piece]) -> list[_Embedded]:
         """Take rows from the cache, compute the others and keep them."""
@@ -223,15 +228,20 @@ class TextStream:
             if (found := known.get(key)) is not None and one.error is None:
                 one.row, one.n_tokens, one.truncated = found.row, found.n_tokens, found.truncated
                 one.is_cached = True
-        missing = [at for at, one in enumerate(embedded) if one.row is None and one.error is None]
-        if missing:
-            self._compute([pieces[at] for at in missing], [embedded[at] for at in missing])
+        first: dict[str, int] = {}  # equal texts are computed once
+        for at, one in enumerate(embedded):
+            if one.row is None and one.error is None:
+                first.setdefault(pieces[at].text, at)
+        if first:
+            self._compute(list(first), [embedded[at] for at in first.values()])
+        for at, one in enumerate(embedded):
+            if one.row is None and one.error is None:
+                embedded[at] = embedded[first[pieces[at].text]]
         if self._cache is not None:
-            new = {keys[at]: embedded[at] for at in missing}
             self._cache.put(
-                (key, CachedRow(row=one.row, n_tokens=one.n_tokens, truncated=one.truncated))
-                for key, one in new.items()
-                if one.row is not None
+                (keys[at], CachedRow(row=one.row, n_tokens=one.n_tokens, truncated=one.truncated))
+                for at in first.values()
+                if (one := embedded[at]).row is not None
             )
         return embedded
 
@@ -243,24 +253,16 @@ class TextStream:
         key.update(text.encode("utf-8", "surrogatepass"))
         return key.digest()
 
-    def _compute(self, pieces: Sequence[_Piece], into: Sequence[_Embedded]) -> None:
-        """Embed texts; one that cannot be does not stop the others."""
+    def _compute(self, texts: Sequence[str], into: Sequence[_Embedded]) -> None:
+        """Embed different texts; one that cannot be does not stop the others."""
         session = self._model.open_as_fetched()
-        left = []
-        for at, piece in enumerate(pieces):
-            if _is_suspect(piece.text):
-                try:
-                    session.tokenize([piece.text])
-                except _OF_ONE_TEXT as error:
-                    into[at].error = _named(error, piece)
-                    continue
-            left.append(at)
+        left = list(range(len(texts)))
         while left:
-            texts = [pieces[at].text for at in left]
+            wanted = [texts[at] for at in left]
             rows = np.full((len(left), self._model.n_embd), np.nan, dtype=np.float32)
             try:
                 n_tokens, truncated = session.embed_texts(
-                    texts,
+                    wanted,
                     rows,
                     finish=_as_they_are,
                     truncate=self._truncate,
@@ -269,24 +271,37 @@ class TextStream:
                     on_batch=self._on_batch,
                 )
             except _OF_ONE_TEXT as error:
-                bad = left[error.index]
-                into[bad].error = _named(error, pieces[bad])
-                left = self._take_finished(left, texts, rows, into, bad=bad)
+                into[left[error.index]].error = error
+                self._take_finished(left, wanted, rows, into)
+                left = [at for at in left if into[at].row is None and into[at].error is None]
+                if not isinstance(error, NonFiniteEmbeddingError):
+                    left = self._without_refused(left, texts, into)
             else:
                 _take(left, rows, n_tokens, set(truncated), into)
                 return
 
     def _take_finished(
-        self, left: list[int], texts: list[str], rows: Float32Matrix, into: Sequence[_Embedded], *, bad: int
-    ) -> list[int]:
-        """Take the rows that were there before one text failed; return what is left to do."""
+        self, which: list[int], texts: list[str], rows: Float32Matrix, into: Sequence[_Embedded]
+    ) -> None:
+        """Take the rows that were there before one text failed."""
         here = np.flatnonzero(np.isfinite(rows[:, 0])).tolist()
         if here:
             tokens, truncated = self._model.open_as_fetched().tokenize(
                 [texts[at] for at in here], truncate=self._truncate, prefix=self._how.prefix
             )
-            _take([left[at] for at in here], rows[here], list(map(len, tokens)), set(truncated), into)
-        return [at for at in left if at != bad and into[at].row is None]
+            _take([which[at] for at in here], rows[here], list(map(len, tokens)), set(truncated), into)
+
+    def _without_refused(self, which: list[int], texts: Sequence[str], into: Sequence[_Embedded]) -> list[int]:
+        """Find the other texts that cannot be tokenized, instead of failing at one after the other."""
+        session, sound = self._model.open_as_fetched(), []
+        for at in which:
+            try:
+                session.tokenize([texts[at]], truncate=self._truncate, prefix=self._how.prefix)
+            except _OF_ONE_TEXT as error:
+                into[at].error = error
+            else:
+                sound.append(at)
+        return sound
 
 
 def _take(
@@ -311,25 +326,17 @@ def _parts(pieces: list[_Piece]) -> Iterator[list[_Piece]]:
     yield part
 
 
-def _is_suspect(text: str) -> bool:
-    """Whether a text has what no tokenizer takes, which is told sooner than by trying a whole block."""
-    if "\0" in text:
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
-
-
 def _as_they_are(rows: Float32Matrix) -> Float32Matrix:
     return rows
 
 
 def _named(error: GGUFEmbedError, piece: _Piece) -> GGUFEmbedError:
     """Say which text it was as the caller counts, not by its place in a block."""
-    named, index = copy.copy(error), getattr(error, "index", None)
-    if error.message.startswith(f"text {index} "):
-        named.message = piece.owner.place + error.message.removeprefix(f"text {index}")
+    named, where = copy.copy(error), f"text {getattr(error, 'index', None)} "
+    place = piece.owner.place
+    if error.message.startswith(where):
+        named.message = f"{place} {error.message.removeprefix(where)}"
+    else:
+        named.message = f"{place}: {error.message}"
     named.index = piece.index  # type: ignore[attr-defined]  # all of _OF_ONE_TEXT have one
     return named

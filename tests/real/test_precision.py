@@ -92,8 +92,7 @@ def before_6(embeddings, precision, ranges):
     [
         ("uint8", since_6),
         ("uint8", before_6),
-        ("int8", before_6),
-        pytest.param("int8", since_6, marks=pytest.mark.xfail(reason="int8 is cut towards zero, 6.x rounds it down")),
+        ("int8", since_6),
     ],
 )
 def test_levels_are_those_of_sentence_transformers(precision, formula, data):
