@@ -451,9 +451,9 @@ def test_a_checkpoint_is_what_was_committed(output):
     """Every field, and nothing else is kept."""
     with spool_of(output) as spool:
         append(spool, 2)
-        spool.commit(n_records=7, chain="abc", n_failed=1, n_tokens=9)
+        spool.commit(n_records=7, chain="abc", n_failed=1)
         wanted = spool.checkpoint
     with spool_of(output) as spool:
         assert spool.checkpoint == wanted
-        assert dataclasses.asdict(wanted) | {"n_records": 7, "chain": "abc", "n_failed": 1, "n_tokens": 9, "n_rows": 2,
+        assert dataclasses.asdict(wanted) | {"n_records": 7, "chain": "abc", "n_failed": 1, "n_rows": 2,
                                             "is_done": False} == dataclasses.asdict(wanted)  # fmt: skip

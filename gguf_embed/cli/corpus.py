@@ -81,6 +81,10 @@ def chunking_of(options: dict[str, Any]) -> Any:
     if said is not None and wanted is not None and said != wanted:
         raise click.UsageError(f"--truncate {truncate} and --long {wanted} exclude each other")
     long = wanted or said or ("chunk" if n_tokens is not None else "error")
+    if long in ("error", "truncate") and n_tokens is not None:
+        raise click.UsageError(f"--chunk cuts long texts, so --long is chunk or mean, not {long}")
+    if long in ("error", "truncate") and n_overlap:
+        raise click.UsageError("--overlap is of chunks; add --chunk TOKENS, --long chunk or --long mean")
     with usage_errors():
         return Chunking(n_tokens=n_tokens, n_overlap=n_overlap, long=long)
 
@@ -155,7 +159,8 @@ def run_corpus(corpus: Corpus, embedder: Any, how: Any, chunking: Any, options: 
             encode=how, chunking=chunking, cache=cache, skips_bad=options["on_error"] == "skip",
             with_text=not options["no_text"],
         )  # fmt: skip
-        counts = Counts(source=source, output=str(corpus.output), is_job=corpus.is_job)
+        draws = corpus.is_job or (len(corpus.texts) != 1 and not sys.stdout.isatty())
+        counts = Counts(source=source, output=str(corpus.output), is_job=corpus.is_job, draws=draws)
         observer: Any = stack.enter_context(events(counts) if corpus.as_json else shown(counts, is_quiet=is_quiet()))
         stopping = stack.enter_context(_stops_on_interrupt())
         job = Job(embedder, _fetching(source, embedder), job_options, observer=observer, should_stop=stopping)

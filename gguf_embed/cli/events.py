@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,11 +31,13 @@ class Counts:
         source: has n_done, n_total and unit.
         output: for messages.
         is_job: whether it can go on after an interruption.
+        draws: whether a bar would be seen and disturb nothing.
     """
 
     source: Any
     output: str
     is_job: bool
+    draws: bool = True
 
 
 class _Shown:
@@ -71,7 +75,7 @@ class _Shown:
             self.last_words = f"warning: {progress.n_truncated:,} texts were cut"
 
     def stopped(self, progress: Any) -> None:
-        kept = f"; {progress.n_rows:,} rows are kept, and the same command goes on" if self._counts.is_job else ""
+        kept = f"; {progress.n_kept:,} rows are kept, and the same command goes on" if self._counts.is_job else ""
         self.last_words = f"interrupted{kept}"
 
 
@@ -80,7 +84,8 @@ def shown(counts: Counts, *, is_quiet: bool) -> Iterator[_Shown]:
     """Show a job to a person, on stderr."""
     from gguf_embed.progress import counted_progress  # noqa: PLC0415 - keeps --help quick
 
-    with contextlib.nullcontext() if is_quiet else counted_progress("embedding", counts.source.n_total) as advance:
+    is_drawn = counts.draws and not is_quiet
+    with contextlib.nullcontext() if not is_drawn else counted_progress("embedding", counts.source.n_total) as advance:
         view = _Shown(counts, advance, is_quiet=is_quiet)
         yield view
     if view.last_words and (not is_quiet or view.last_words.startswith("interrupted")):
@@ -95,7 +100,10 @@ class _Events:
         self._say("start", {"output": counts.output, "total": counts.source.n_total, "unit": counts.source.unit})
 
     def _say(self, event: str, facts: dict[str, Any]) -> None:
-        click.echo(json.dumps({"event": event, **facts}, ensure_ascii=False))
+        try:
+            click.echo(json.dumps({"event": event, **facts}))
+        except BrokenPipeError:  # whoever listened is gone; the job goes on
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def on_progress(self, progress: Any) -> None:
         now = time.monotonic()
@@ -108,7 +116,9 @@ class _Events:
 
         source, total = self._counts.source, self._counts.source.n_total
         fraction = min(1.0, source.n_done / total) if total else None
-        eta = progress.seconds * (1 - fraction) / fraction if fraction else None
+        eta = None
+        if fraction and (n_made := progress.n_rows - progress.n_resumed):  # what was resumed took no time
+            eta = progress.seconds * progress.n_rows * (1 - fraction) / fraction / n_made
         return dataclasses.asdict(progress) | {
             "tokens_per_second": round(progress.n_tokens / max(progress.seconds, 1e-9), 1),
             "fraction": fraction,

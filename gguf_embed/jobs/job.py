@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from gguf_embed import __version__
 from gguf_embed.embedder import Embedder
 from gguf_embed.encoding import EncodeOptions
 from gguf_embed.errors import GGUFEmbedError, JobError
@@ -58,6 +59,7 @@ class Progress:
         n_failed: texts or chunks without one.
         n_truncated: texts of this run that were cut.
         n_resumed: rows that an earlier run had made.
+        n_kept: rows that the next run would not make again.
         n_cached: rows of this run that came from the cache.
         n_decoded: texts and chunks that were decoded in this run.
         n_tokens: that were decoded in this run.
@@ -69,6 +71,7 @@ class Progress:
     n_failed: int = 0
     n_truncated: int = 0
     n_resumed: int = 0
+    n_kept: int = 0
     n_cached: int = 0
     n_decoded: int = 0
     n_tokens: int = 0
@@ -159,7 +162,8 @@ class Job:
             InputError: a text is bad, and bad ones are not skipped.
         """
         about = self.about()
-        identity = about | {"source": source_identity, "with_text": self._options.with_text} | self._longest()
+        identity = {"gguf_embed": __version__, **about, "source": source_identity} | self._longest()
+        identity["with_text"] = self._options.with_text
         output = dataclasses.replace(output, path=output.path.resolve())
         with Spool(output.path, dim=self.dim, identity=identity, restarts=restarts) as spool:
             self._folder = spool.folder
@@ -240,20 +244,19 @@ class Job:
         """Read, embed and append until the input ends, committing whenever all of a text is there."""
         before = spool.checkpoint
         self._n_failed = before.n_failed
-        self._progress = dataclasses.replace(self._progress, n_resumed=before.n_rows, n_rows=before.n_rows)
-        n_tokens = before.n_tokens
+        n_rows = before.n_rows
+        self._progress = dataclasses.replace(self._progress, n_resumed=n_rows, n_kept=n_rows, n_rows=n_rows)
         for block in self._blocks(self._texts(n_done=before.n_records, chain=before.chain)):
             good = [one for one in block.results if one.vector is not None]
-            n_tokens += sum(one.n_tokens for one in good)
             if good:
                 spool.append([self._row(one) for one in good], block.vectors())
             last = block.last
             if block.is_whole and isinstance(last, _Marked):
-                spool.commit(n_records=last.n_records, chain=last.chain, n_tokens=n_tokens, n_failed=self._n_failed)
+                spool.commit(n_records=last.n_records, chain=last.chain, n_failed=self._n_failed)
+                self._progress = dataclasses.replace(self._progress, n_kept=spool.checkpoint.n_rows)
                 if self._should_stop():
                     raise JobStoppedError
-        spool.commit(n_records=self._n_records, chain=self._chain, n_tokens=n_tokens, n_failed=self._n_failed,
-                     is_done=True)  # fmt: skip
+        spool.commit(n_records=self._n_records, chain=self._chain, n_failed=self._n_failed, is_done=True)
 
     def _blocks(self, texts: Iterator[_Marked]) -> Iterator[Block]:
         encode = dataclasses.replace(self._options.encode, precision="float32")

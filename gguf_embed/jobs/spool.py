@@ -45,7 +45,6 @@ class Checkpoint:
         chain: checksum of all of these records.
         n_rows: rows written.
         n_failed: records and chunks without a vector.
-        n_tokens: in all rows.
         rows_bytes: length of the file of rows.
         columns: of the rows, those that any has.
         is_done: whether the input ended here.
@@ -55,7 +54,6 @@ class Checkpoint:
     chain: str = ""
     n_rows: int = 0
     n_failed: int = 0
-    n_tokens: int = 0
     rows_bytes: int = 0
     columns: tuple[str, ...] = ()
     is_done: bool = False

@@ -9,7 +9,7 @@ import copy
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,6 @@ __all__ = ["StreamModel", "TextStream"]
 
 Float32Matrix = NDArray[np.float32]
 OnBatch = Callable[[int, int], None]
-T = TypeVar("T", bound=Text)
 
 # What is sorted, packed and kept together: about a second of all-MiniLM-L6-v2 on two cores. The same texts make the
 # same blocks whatever is cached, so that an interrupted job repeats the decodes that it would have made.
@@ -126,6 +125,13 @@ class TextStream:
             GGUFEmbedError: what no single text is to blame for.
         """
         self._begin_mean()
+        try:
+            yield from self._blocks(texts)
+        finally:
+            if self._cache is not None:
+                self._cache.close()  # whoever else uses it opens it again
+
+    def _blocks(self, texts: Iterable[Text]) -> Iterator[Block]:
         waiting: list[_Piece] = []
         n_bytes = 0
         for index, text in enumerate(texts):
