@@ -24,7 +24,7 @@ from gguf_embed.model import LazyModel
 from gguf_embed.progress import texts_progress
 from gguf_embed.prompts import PromptSet
 from gguf_embed.selection import Overrides
-from gguf_embed.stream.cache import VectorCache, user_cache
+from gguf_embed.stream.cache import VectorCache, closing, user_cache
 from gguf_embed.stream.chunking import Chunking
 from gguf_embed.stream.pipeline import TextStream
 from gguf_embed.stream.results import Block, StreamResult, Text, plain_texts
@@ -317,8 +317,7 @@ class Embedder:
 
         Raises:
             TypeError: an input is not a str or a pair.
-            ValueError: as `encode`.
-            GGUFEmbedError: what no single text is to blame for.
+            Exception: as `encode`, but for what a single text is to blame for.
         """
         blocks = self.stream(plain_texts(inputs), options or EncodeOptions(), chunking=chunking, cache=cache)
         return (result for block in blocks for result in block.results)
@@ -334,11 +333,12 @@ class Embedder:
     ) -> Iterator[Block]:
         """Embed as `encode_stream` does, in the blocks that are computed together; `on_batch` as for `report`."""
         self._model.warn_of_missing_prompt(options)
+        rows = user_cache(self._model.config) if cache is True else cache or None
         stream = TextStream(
-            self._model, options, truncate_dim=self._truncate_dim, chunking=chunking or Chunking(),
-            cache=user_cache(self._model.config) if cache is True else cache or None, on_batch=on_batch,
+            self._model, options, truncate_dim=self._truncate_dim, chunking=chunking or Chunking(), cache=rows,
+            on_batch=on_batch,
         )  # fmt: skip
-        return stream.blocks(texts)
+        return closing(rows, stream.blocks(texts)) if rows is not None and cache is True else stream.blocks(texts)
 
     def encode_multi_dim(
         self, inputs: Iterable[str], dims: Sequence[int], options: EncodeOptions | None = None

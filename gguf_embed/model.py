@@ -14,7 +14,7 @@ from gguf_embed.config import load_config
 from gguf_embed.encoding import EncodeOptions
 from gguf_embed.engine.session import Session
 from gguf_embed.engine.worker import Worker
-from gguf_embed.errors import ClosedError, DoesNotFitError
+from gguf_embed.errors import ClosedError, DoesNotFitError, ModelLoadError
 from gguf_embed.fit.planner import Limits
 from gguf_embed.models.catalog import Catalog
 from gguf_embed.models.specs import ModelSpec
@@ -62,6 +62,8 @@ class LazyModel:
         self._lock = threading.RLock()
         self._selection: Selection | None = None
         self._fetched: Path | None = None
+        self._identity: str | None = None
+        self._seen: dict[Path, tuple[int, int, int]] = {}  # inode, size and time of files that were looked at
         self._opened: Opened | None = None
         self._session: Session | Worker | None = None
         self._is_closed = self._has_warned = False
@@ -102,6 +104,7 @@ class LazyModel:
             if self._fetched is None:
                 selection = self.selection()
                 self._fetched = self._catalog.fetch(selection.resolved, selection.source, on_progress=on_progress)
+                self._check_unchanged(self._fetched)
             return self._fetched
 
     def open(self, on_progress: OnProgress | None = None) -> tuple[Session | Worker, Opened]:
@@ -128,6 +131,7 @@ class LazyModel:
                 else:
                     self._session, self._opened = open_worker(wish, on_progress)
                 self._selection = self._opened.selection
+                self._check_unchanged(self._opened.path)
             return self._session, self._opened
 
     def fingerprint(self, dim: int) -> str:
@@ -136,27 +140,44 @@ class LazyModel:
         return fingerprint(self.selection(), path, prompts=self.prompts, dim=dim)
 
     def row_identity(self) -> str:
-        """Tell raw rows apart that are not the same: file, pooling and EOS; fetches the file, and does not load it."""
-        path = self.fetch()
-        return row_identity(self.selection(), path, overrides=self._overrides)
-
-    def open_as_fetched(self) -> Session | Worker:
-        """Load the model, and refuse any file but the one whose rows were already used.
+        """Tell raw rows apart that are not the same; fetches the file, and does not load it.
 
         Raises:
-            DoesNotFitError: another quantization had to be loaded, whose rows do not compare.
+            ModelLoadError: the file is not the one that was read before.
         """
-        before = self._fetched
+        with self._lock:
+            path = self.fetch()
+            self._check_unchanged(path)
+            self._identity = self._identity or row_identity(self.selection(), path, overrides=self._overrides)
+            return self._identity
+
+    def open_as_fetched(self) -> Session | Worker:
+        """Load the model, and refuse any but the one whose rows were used already.
+
+        Raises:
+            DoesNotFitError: another quantization or KV type had to be loaded, whose rows do not compare.
+            ModelLoadError: the file has changed since.
+        """
         session, opened = self.open()
-        if before is not None and not opened.path.samefile(before):
+        self._check_unchanged(opened.path)
+        now = row_identity(opened.selection, opened.path, overrides=self._overrides)
+        if self._identity not in (None, now):
             plan = opened.selection.plan
             raise DoesNotFitError(
-                f"{before.name} does not fit after all, and {opened.path.name}, which does, gives other vectors; "
-                f"name it to use it: -m {opened.selection.resolved.model_id}:{plan.quant}",
+                f"what was planned does not fit after all, and {opened.path.name} with KV type "
+                f"{plan.layout.kv_type}, which does, gives other vectors; name it to use it: "
+                f"-m {opened.selection.resolved.model_id}:{plan.quant} --kv-type {plan.layout.kv_type}",
                 required_bytes=plan.required_bytes,
                 available_bytes=plan.available_bytes,
             )
         return session
+
+    def _check_unchanged(self, path: Path) -> None:
+        """Refuse a file that was replaced after it was first looked at: the weights in memory are the old one's."""
+        facts = path.stat()
+        now = (facts.st_ino, facts.st_size, facts.st_mtime_ns)
+        if self._seen.setdefault(path, now) != now:
+            raise ModelLoadError(f"{path} has changed since this Embedder first read it; make a new one", path=path)
 
     def warn_of_missing_prompt(self, options: EncodeOptions) -> None:
         """Say once that queries go without a prompt, where the registry knows none."""

@@ -278,11 +278,11 @@ def row_identity(selection: Selection, path: Path, *, overrides: Overrides) -> s
         overrides: what the caller knows better than the file.
 
     Returns:
-        A text that is equal only where file, pooling, EOS and this program's rules for tokens are.
+        A text that is equal only where file, pooling, EOS, KV type and this program's rules for tokens are.
     """
     spec = selection.resolved.spec
     wanted = overrides.add_eos if overrides.add_eos is not None else spec.add_eos if spec is not None else None
-    return f"{_sha256(path)} {selection.pooling_type} {wanted} {TOKEN_RULE}"
+    return f"{_sha256(path)} {selection.pooling_type} {wanted} {selection.plan.layout.kv_type} {TOKEN_RULE}"
 
 
 def _sha256(path: Path) -> str:

@@ -174,7 +174,7 @@ def quantize_embeddings(embeddings: Float32Matrix, precision: str, *, ranges: Ar
     if len(embeddings) == 0:
         return np.empty(embeddings.shape, dtype=precision)
     low, steps = _low_and_steps(_checked_ranges(embeddings, precision, ranges))
-    levels = np.floor(np.clip((embeddings - low) / steps, 0, 255))
+    levels = np.floor(np.clip((embeddings - low) / np.where(steps > 0, steps, np.float32(1)), 0, 255))
     offset, dtype = _OFFSETS[precision]
     return np.asarray(levels - offset, dtype=dtype)
 
@@ -190,7 +190,8 @@ def restore_embeddings(levels: NDArray[Any], *, ranges: ArrayLike) -> Float32Mat
         ranges: (2, dim), those that they were made with.
 
     Returns:
-        (n, dim) float32, each within one step of what it was; not of unit length.
+        (n, dim) float32, each within half a step of what it was, or of the range's end where it lay outside; not of
+        unit length.
 
     Raises:
         ValueError: another dtype, or ranges of another shape.
@@ -208,8 +209,7 @@ _OFFSETS: dict[str, tuple[int, type[np.generic]]] = {"uint8": (0, np.uint8), "in
 
 def _low_and_steps(ranges: Float32Matrix) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     low, high = ranges
-    steps = (high - low) / np.float32(255)
-    return low, np.where(steps > 0, steps, np.float32(1))
+    return low, (high - low) / np.float32(255)
 
 
 def _checked_ranges(embeddings: NDArray[Any], precision: str, ranges: ArrayLike | None) -> Float32Matrix:

@@ -14,6 +14,7 @@ from gguf_embed.engine.session import Session
 from gguf_embed.engine.sharing import Sharing
 from gguf_embed.engine.tokenizing import Tokenizer
 from gguf_embed.models.specs import Matryoshka
+from gguf_embed.native.layout import Layout
 from gguf_embed.prompts import PromptSet
 
 N_EMBD = 4
@@ -142,7 +143,8 @@ class FakeModel:
 
     def selection(self):
         return SimpleNamespace(
-            plan=SimpleNamespace(model_id=self.name, quant="Q8_0"), resolved=SimpleNamespace(model_id=self.name)
+            plan=SimpleNamespace(model_id=self.name, quant="Q8_0", layout=Layout()),
+            resolved=SimpleNamespace(model_id=self.name),
         )
 
     def fetch(self, on_progress=None):

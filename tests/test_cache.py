@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import sqlite3
 import subprocess
 import sys
@@ -265,3 +266,42 @@ def test_several_processes_write_at_once(tmp_path):
     with VectorCache(path, limit_bytes=1 << 30) as cache:
         assert cache.info().n_rows == 4000
         assert cache.get([b"3 999"], 8)[b"3 999"].row.tolist() == [3.0] * 8
+
+
+def test_no_byte_that_is_flipped_is_ever_fatal_or_believed(make):
+    """Whatever is damaged, what comes back is as it was put, or nothing."""
+    cache = make()
+    cache.put(rows_of(40))
+    wanted = {key: cache.get([key], DIM)[key] for key in keys_of(40)}
+    cache.close()
+    content = cache.path.read_bytes()
+    generator = random.Random(3)
+    for number in range(150):
+        at = generator.randrange(len(content))
+        path = cache.path.with_name(f"{number}.sqlite")
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1 << generator.randrange(8)]) + content[at + 1 :])
+        with VectorCache(path, limit_bytes=1 << 30) as damaged:
+            found = damaged.get(keys_of(40), DIM)
+            assert all(same(one, wanted[key]) for key, one in found.items())
+
+
+def test_what_is_turned_off_can_be_cleared(make):
+    """cache_size 0 keeps and finds nothing, and what was kept before can be seen and deleted."""
+    make().put(rows_of(2000))
+    off = make(0)
+    assert off.get(keys_of(3), DIM) == {}
+    assert off.info().n_rows == 2000
+    assert off.clear() > 0
+    assert off.info().n_rows == 0
+
+
+def test_a_forked_process_opens_its_own(make):
+    """SQLite's connections do not survive a fork; the child reads and writes, and the parent goes on."""
+    cache = make()
+    cache.put(rows_of(3))
+    child = os.fork()
+    if not child:
+        cache.put(rows_of(3, 10))
+        os._exit(0 if len(cache.get(keys_of(3), DIM)) == 3 else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert len(cache.get([*keys_of(3), *keys_of(3, 10)], DIM)) == 6

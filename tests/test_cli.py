@@ -30,6 +30,7 @@ from gguf_embed import errors, vectors
 from gguf_embed.cli.app import cli, run
 from gguf_embed.encoding import EmbedReport, EncodeOptions, finish
 from gguf_embed.fit.planner import Limits
+from gguf_embed.native.layout import Layout
 from gguf_embed.prompts import PromptSet, resolve_prompt
 from gguf_embed.stream.chunking import Chunking
 from gguf_embed.stream.results import Block, StreamResult
@@ -47,7 +48,7 @@ class FakeEmbedder:
     made: list[FakeEmbedder]
     failure: BaseException | None
     prompts = PromptSet(query="c", document="d", query_template="{task}{text}")
-    plan = SimpleNamespace(model_id="fake", quant="Q8_0")
+    plan = SimpleNamespace(model_id="fake", quant="Q8_0", layout=Layout())
 
     def __init__(
         self, model=None, *, limits=None, prefer="default", truncate_dim=None, pooling_type=None, add_eos=None

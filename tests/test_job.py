@@ -48,7 +48,7 @@ CHUNKED = JobOptions(chunking=Chunking(long="chunk", n_tokens=4, n_overlap=1))
 def small_blocks(monkeypatch):
     """Blocks of 3 pieces; rows are read back 5 at a time."""
     monkeypatch.setattr(pipeline, "_N_PIECES_BLOCK", BLOCK)
-    monkeypatch.setattr(spool_module, "_N_ROWS_BLOCK", 5)
+    monkeypatch.setattr(spool_module, "_N_BYTES_BLOCK", 300)
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def same_files(found, wanted):
 def test_an_output_has_a_row_for_each_text_in_order(folder, output_format):
     """Whatever the blocks were; nothing of the work in progress is left."""
     progress = run(folder / "out", output_format=output_format)
-    wanted = {"out"} | ({"out.meta.json"} if output_format in ("npy", "jsonl") else set())
+    wanted = {"out"} | ({"out.meta.json"} if output_format != "parquet" else set())
     assert set(snapshot(folder)) == wanted
     assert (progress.n_records, progress.n_rows, progress.n_failed) == (8, 8, 0)
     content = (folder / "out").read_bytes()
@@ -1046,3 +1046,75 @@ def test_a_bad_record_has_its_place_as_identity():
     """Two bad records of one place are the same record to a job that goes on."""
     assert isinstance(unreadable(1), BadRecord)
     assert unreadable(1).place == unreadable(1).place != unreadable(2).place
+
+
+# What lay there before
+
+
+def test_an_output_is_never_touched_before_it_is_replaced(folder, disk):
+    """Killed anywhere while it clears up, and dead again at its first decode: what was put in place is still whole."""
+    disk.begin()
+    run(folder / "whole.npy")
+    wanted = (folder / "whole.npy").read_bytes()
+    n_steps = disk.n_steps
+    for kill_at in range(n_steps - 8, n_steps + 1):
+        output = folder / f"{kill_at}.npy"
+        disk.begin(kill_at=kill_at)
+        with contextlib.suppress(Killed):
+            run(output)
+        disk.begin()
+        if not output.exists():
+            continue
+        model = FakeModel()
+        model.on_decode = lambda: 1 / 0
+        with contextlib.suppress(ZeroDivisionError):
+            run(output, records_of([*TEXTS, "more"]), model=model)
+        assert output.read_bytes() == wanted
+
+
+def test_strangers_in_the_folder_stay(folder):
+    """A folder of that name that was there before keeps what it had."""
+    (folder / "o.npy.partial").mkdir()
+    (folder / "o.npy.partial" / "thesis.txt").write_text("all my work")
+    run(folder / "o.npy")
+    run(folder / "o.npy", restarts=True)
+    assert (folder / "o.npy.partial" / "thesis.txt").read_text() == "all my work"
+
+
+def test_rows_are_read_back_in_bounded_memory(folder, monkeypatch):
+    """A row group holds no more bytes than it may, however long the texts are."""
+    monkeypatch.setattr(spool_module, "_N_BYTES_BLOCK", 5000)
+    texts = [f"{'a' * 900} {at}" for at in range(40)]
+    run(folder / "o.parquet", records_of(texts))
+    groups = pq.ParquetFile(folder / "o.parquet").metadata.num_row_groups
+    assert groups >= 40 * 900 // 5000
+    assert pq.read_table(folder / "o.parquet")["text"].to_pylist() == texts
+
+
+@pytest.mark.parametrize("output_format", FORMATS)
+def test_ranges_are_kept_whatever_the_format(folder, output_format):
+    """int8 without its ranges could never be restored."""
+    run(folder / "out", output_format=output_format, precision="int8")
+    if output_format == "parquet":
+        about = json.loads(pq.read_schema(folder / "out").metadata[b"gguf_embed"])
+    else:
+        about = json.loads((folder / "out.meta.json").read_text())
+    assert about["ranges"] == calibrate(expected()).tolist()
+
+
+def test_rows_stop_when_they_are_asked_to():
+    """A stream to stdout ends after its block, too."""
+    job = Job(embedder_over(FakeModel()), records_of(TEXTS), JobOptions(), observer=Watcher(), should_stop=lambda: True)
+    rows = job.rows()
+    assert len(next(rows)[0]) == BLOCK
+    with pytest.raises(JobStoppedError):
+        next(rows)
+
+
+def test_damaged_rows_are_told(folder):
+    """A checkpoint whose rows are no JSON any more asks for --restart."""
+    stopped_after(1, folder / "o.jsonl")
+    rows = folder / "o.jsonl.partial" / "rows.jsonl"
+    rows.write_bytes(b"x" * rows.stat().st_size)
+    with pytest.raises(JobError, match=r"rows\.jsonl cannot be read; begin again with --restart"):
+        run(folder / "o.jsonl")

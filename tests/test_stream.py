@@ -308,6 +308,25 @@ def test_equal_texts_beside_a_bad_one_are_decoded_once(kind):
     assert [one.error is None for one in results] == [True, True, True, False, True, True]
 
 
+def test_many_texts_without_a_finite_row_cost_little():
+    """Each is an error of its own, and no batch is decoded again for every one of them."""
+    model = FakeModel(n_batch=4096, n_seq_max=64)
+    texts = [f"{'nan' if at % 2 else 'a'} {at}" for at in range(200)]
+    results = results_of(model, texts)
+    assert [one.error is None for one in results] == [at % 2 == 0 for at in range(200)]
+    assert {str(one.error).split(" has")[0] for one in results if one.error} == {
+        f"text {at}" for at in range(1, 200, 2)
+    }
+    assert len(model.decoded) <= 5 * len(texts)
+
+
+def test_a_prompt_that_is_no_unicode_is_an_error_of_each_text(cache):
+    """As without a cache."""
+    for kept in (None, cache):
+        (result,) = results_of(FakeModel(), ["a"], EncodeOptions(prompt="\udcff"), cache=kept)
+        assert isinstance(result.error, InvalidTextError)
+
+
 def test_many_bad_texts_cost_little():
     """A block of binary lines is refused text by text, not tried again as a whole for each of them."""
     model = FakeModel(n_batch=4096, n_seq_max=512)

@@ -213,6 +213,13 @@ def test_restored_rows_are_within_half_a_step(precision):
         restore_embeddings(np.zeros((1, ROWS.shape[1]), dtype=precision), ranges=ranges[::-1])
 
 
+def test_a_component_that_never_changes_is_restored():
+    """Its range has no steps, and its value is the range's."""
+    rows = matrix([3, 0], [3, 255])
+    levels = quantize_embeddings(rows, "int8")
+    assert restore_embeddings(levels, ranges=calibrate(rows))[:, 0].tolist() == [3, 3]
+
+
 def test_ranges_of_before():
     """Rows quantized with given ranges are those of the whole, and what lies outside takes the nearest level."""
     whole = quantize_embeddings(ROWS, "int8")

@@ -162,7 +162,7 @@ def run_corpus(corpus: Corpus, embedder: Any, how: Any, chunking: Any, options: 
         draws = corpus.is_job or (len(corpus.texts) != 1 and not sys.stdout.isatty())
         counts = Counts(source=source, output=str(corpus.output), is_job=corpus.is_job, draws=draws)
         observer: Any = stack.enter_context(events(counts) if corpus.as_json else shown(counts, is_quiet=is_quiet()))
-        stopping = stack.enter_context(_stops_on_interrupt())
+        stopping = stack.enter_context(_stops_on_interrupt()) if corpus.is_job else lambda: False
         job = Job(embedder, _fetching(source, embedder), job_options, observer=observer, should_stop=stopping)
         output = Output(
             path=(corpus.output or Path("-")), output_format=corpus.output_format, precision=corpus.precision,
@@ -229,17 +229,22 @@ def _ranges(corpus: Corpus, embedder: Any) -> Any:
 
 def _to_stream(job: Any, output: Any, corpus: Corpus) -> None:
     """Write rows as they come where the format allows it, all at the end otherwise."""
-    from gguf_embed.jobs.outputs import write_stream  # noqa: PLC0415 - keeps --help quick
+    from gguf_embed.jobs.outputs import forget_beside, write_stream  # noqa: PLC0415 - keeps --help quick
     from gguf_embed.jobs.sinks import replaced  # noqa: PLC0415
 
     with contextlib.nullcontext(sys.stdout.buffer) if corpus.output is None else replaced(corpus.output) as stream:
         write_stream(stream, job.rows(), output, dim=job.dim, about=job.about, is_one=len(corpus.texts) == 1)
+    if corpus.output is not None:
+        forget_beside(corpus.output)
 
 
 @contextlib.contextmanager
 def _stops_on_interrupt() -> Iterator[Callable[[], bool]]:
     """Yield whether Ctrl-C was pressed; the second one ends at once."""
     previous = signal.getsignal(signal.SIGINT)
+    if previous is signal.SIG_IGN:  # nohup, or the background of a script
+        yield lambda: False
+        return
     pressed: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a handler's arguments

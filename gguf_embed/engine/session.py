@@ -37,7 +37,7 @@ from gguf_embed.native.buffers import Buffer, recording
 from gguf_embed.native.layout import Layout
 from gguf_embed.native.llama import Model
 
-__all__ = ["Session", "Tokens"]
+__all__ = ["Session", "Tokens", "as_they_are"]
 
 logger = logging.getLogger(__name__)
 
@@ -144,8 +144,7 @@ class Session:
     def pieces(self, ids: Iterable[int]) -> dict[int, tuple[str, bool]]:
         """Tell what tokens stand for, and whether they are control tokens."""
         with self._vocab_lock:
-            model = self._open()
-            return {token: model.piece(token) for token in ids}
+            return {token: self._open().piece(token) for token in ids}
 
     def cost_of(self, prompt: str) -> Callable[[Tokens], int]:
         """Tell how many tokens a text after this prompt really costs: those beside what its texts share."""
@@ -234,7 +233,7 @@ class Session:
         """
         rows = np.empty((len(tokens), self.n_embd), dtype=np.float32)
         positions = np.arange(len(tokens), dtype=np.intp)
-        how: dict[str, Any] = {"finish": _as_they_are, "batch_size": batch_size, "on_batch": on_batch}
+        how: dict[str, Any] = {"finish": as_they_are, "batch_size": batch_size, "on_batch": on_batch}
         self._embed(tokens, rows, positions, names=names, prompt=prompt, **how)
         return rows
 
@@ -278,9 +277,9 @@ class Session:
     ) -> Iterator[tuple[list[int], Float32Matrix]]:
         """Decode batches side by side where that can be, else one after the other; yield each with its rows."""
         texts = [[tokens[member] for member in members] for members in batches]
+        errors: list[Exception] = []
         found = self._crew.decode(texts) if self._crew is not None else None
         if found is not None:
-            errors: list[Exception] = []
             for members, batch, rows in zip(batches, texts, found, strict=True):
                 with self._lock:
                     errors += self._guarded(rows, batch, names[members])
@@ -291,7 +290,7 @@ class Session:
         for members, batch in zip(batches, texts, strict=True):
             with self._lock:
                 rows = self._opened().decode(batch, n_prefix=n_prefix)
-                errors = self._guarded(rows, batch, names[members])
+                errors += self._guarded(rows, batch, names[members])
             yield members, rows
             if errors:
                 raise errors[0]
@@ -385,7 +384,8 @@ def _is_sound(rows: Float32Matrix) -> NDArray[np.bool_]:
     return np.asarray(np.isfinite(rows).all(axis=1) & rows.any(axis=1))
 
 
-def _as_they_are(rows: Float32Matrix) -> Float32Matrix:
+def as_they_are(rows: Float32Matrix) -> Float32Matrix:
+    """Return raw rows: the `finish` that does nothing."""
     return rows
 
 

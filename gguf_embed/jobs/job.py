@@ -182,6 +182,8 @@ class Job:
             good = [one for one in block.results if one.vector is not None]
             if good:
                 yield tuple(self._row(one) for one in good), block.vectors()
+            if self._should_stop():
+                raise JobStoppedError
 
     def about(self) -> dict[str, Any]:
         """Tell what made the rows, for whoever reads them; fetches the model's file and does not load it."""
@@ -190,6 +192,7 @@ class Job:
         return {
             "model": self._model.model_id,
             "quant": self._model.plan.quant,
+            "kv_type": self._model.plan.layout.kv_type,
             "fingerprint": self._model.fingerprint,
             "dim": self.dim,
             "normalized": encode.normalize_embeddings,
@@ -256,7 +259,7 @@ class Job:
                 self._progress = dataclasses.replace(self._progress, n_kept=spool.checkpoint.n_rows)
                 if self._should_stop():
                     raise JobStoppedError
-        spool.commit(n_records=self._n_records, chain=self._chain, n_failed=self._n_failed, is_done=True)
+        spool.commit(n_records=self._n_records, chain=self._chain, n_failed=self._n_failed)
 
     def _blocks(self, texts: Iterator[_Marked]) -> Iterator[Block]:
         encode = dataclasses.replace(self._options.encode, precision="float32")

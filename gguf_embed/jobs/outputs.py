@@ -22,7 +22,7 @@ from gguf_embed.jobs.sinks import Table, replaced, storage_errors, write_table
 from gguf_embed.jobs.spool import Spool
 from gguf_embed.vectors import calibrate, quantize_embeddings
 
-__all__ = ["Output", "load_ranges", "table_of", "write_output", "write_stream"]
+__all__ = ["Output", "forget_beside", "load_ranges", "table_of", "write_output", "write_stream"]
 
 _COLUMNS = ("id", "text", "text_sha256", "start", "end", "first_line", "last_line", "truncated")
 _NEEDS_RANGES = ("int8", "uint8")
@@ -62,18 +62,28 @@ def write_output(output: Output, spool: Spool, about: Mapping[str, Any], *, has_
     shape = (checkpoint.n_rows, spool.dim)
     table = table_of(spool.blocks, output, shape=shape, columns=checkpoint.columns, about=about)
     path = output.path
-    beside = path.with_name(f"{path.name}.rows.jsonl")
-    with storage_errors(beside):
-        beside.unlink(missing_ok=True)
+    forget_beside(path)
     if output.output_format == "npy" and (has_gaps or not set(checkpoint.columns) <= {"text", "text_sha256"}):
-        _write_rows(beside, spool)
-    if output.output_format in ("npy", "jsonl"):
+        _write_rows(path.with_name(f"{path.name}.rows.jsonl"), spool)
+    if output.output_format != "parquet":
         with replaced(path.with_name(f"{path.name}.meta.json"), folder=spool.folder) as stream:
             stream.write(json.dumps(table.metadata, ensure_ascii=False, indent=1).encode() + b"\n")
     if output.output_format == "npy" and output.precision == "float32":
         spool.become_npy()
     else:
         write_table(path, table, output_format=output.output_format, folder=spool.folder)
+
+
+def forget_beside(path: Path) -> None:
+    """Delete what an earlier output of this name left beside it.
+
+    Raises:
+        StorageError: it cannot be deleted.
+    """
+    for suffix in (".rows.jsonl", ".meta.json"):
+        beside = path.with_name(f"{path.name}{suffix}")
+        with storage_errors(beside):
+            beside.unlink(missing_ok=True)
 
 
 def table_of(

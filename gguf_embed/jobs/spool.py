@@ -32,8 +32,8 @@ logger = logging.getLogger(__name__)
 
 _VERSION = 1
 _FILES = ("checkpoint.json", "vectors.npy", "rows.jsonl")
-# Rows that are read back together and that make a row group of Parquet: 24 MiB of 384 numbers, 160 MiB of 2,560.
-_N_ROWS_BLOCK = 16_384
+# Of rows and vectors that are read back together and that make a row group of Parquet.
+_N_BYTES_BLOCK = 16 << 20  # 16 MiB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +47,6 @@ class Checkpoint:
         n_failed: records and chunks without a vector.
         rows_bytes: length of the file of rows.
         columns: of the rows, those that any has.
-        is_done: whether the input ended here.
     """
 
     n_records: int = 0
@@ -56,7 +55,6 @@ class Checkpoint:
     n_failed: int = 0
     rows_bytes: int = 0
     columns: tuple[str, ...] = ()
-    is_done: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +98,8 @@ class Spool:
                     f"another process is writing {output}; wait for it, or name another file", path=self.folder
                 ) from None
             try:
-                self._sweep(keep=() if restarts else _FILES)
-                before = self._read()
+                before = None if restarts else self._read()
+                self._sweep(keep=() if before is None else _FILES)
                 self.checkpoint = before or Checkpoint()
                 self._files = self._begin(is_new=before is None)
             except BaseException:
@@ -117,9 +115,10 @@ class Spool:
         return self.folder / "rows.jsonl"
 
     def _sweep(self, *, keep: Sequence[str]) -> None:
-        """Delete what is of no use, such as an output that was being written when a run was killed."""
+        """Delete what a run left here and is of no use, such as an output that was being written when it was killed."""
+        ours = {*_FILES, "checkpoint.json.new", "vectors.new", "placed.npy"}
         for file in self.folder.iterdir():
-            if file.name not in ("lock", *keep):
+            if file.name not in keep and (file.name in ours or file.name.startswith(f".{self._output.name}.")):
                 file.unlink()
 
     def _begin(self, *, is_new: bool) -> _Files:
@@ -130,7 +129,6 @@ class Spool:
             vectors = stack.enter_context(self._vectors_path.open("a+b"))
             rows = stack.enter_context(self._rows_path.open("a+b"))
             if is_new:
-                vectors.truncate(0)
                 self._write_header(vectors, 0)
                 vectors.flush()
             vectors.seek(0)
@@ -225,21 +223,29 @@ class Spool:
             temporary.replace(self.folder / "checkpoint.json")
 
     def blocks(self) -> Iterator[RowBlock]:
-        """Read the rows back, a bounded number at a time."""
-        n_bytes = 4 * self.dim * _N_ROWS_BLOCK
-        with self._vectors_path.open("rb") as vectors, self._rows_path.open("rb") as rows:
+        """Read the rows back, a bounded number of bytes at a time.
+
+        Raises:
+            JobError: the rows are damaged.
+        """
+        with self._vectors_path.open("rb") as vectors, self._rows_path.open("rb") as file:
             vectors.seek(self._files.header_bytes)
-            while raw := vectors.read(n_bytes):
-                block = np.frombuffer(raw, dtype="<f4").reshape(-1, self.dim)
-                yield RowBlock(rows=tuple(Row.load(next(rows)) for _ in block), vectors=block)
+            for lines in _portions(file, n_bytes_row=4 * self.dim):
+                found = np.frombuffer(vectors.read(4 * self.dim * len(lines)), dtype="<f4")
+                try:
+                    rows = tuple(Row.load(line) for line in lines)
+                    block = RowBlock(rows=rows, vectors=found.reshape(len(rows), self.dim))
+                except (ValueError, TypeError, KeyError, AttributeError) as error:
+                    raise self._damaged(self._rows_path, "cannot be read") from error
+                yield block
 
     def become_npy(self) -> None:
         """Put the vectors in the output's place: as another name of the same file, or copied where that cannot be."""
-        files = self._files
         with self._storage_errors():
-            files.vectors.flush()
+            self._close_files()  # Windows gives no other name to an open file
             with self._vectors_path.open("r+b") as file:
                 self._write_header(file, self.checkpoint.n_rows)
+                file.flush()
                 os.fsync(file.fileno())
             placed = self.folder / "placed.npy"
             try:
@@ -259,18 +265,21 @@ class Spool:
         if self._is_closed:
             return
         self._is_closed = True
-        for file in (self._files.vectors, self._files.rows):
-            with contextlib.suppress(OSError):  # a full disk was told of before
-                file.close()
+        self._close_files()
         try:
             if not (self.folder / "checkpoint.json").exists():
                 self._sweep(keep=())
                 (self.folder / "lock").unlink()  # while it is held, so that nobody else has begun here
                 self.folder.rmdir()
-        except OSError:
-            logger.debug("%s could not be deleted", self.folder)
+        except OSError as error:
+            logger.debug("%s was not deleted: %s", self.folder, error)
         finally:
             self._lock.release()
+
+    def _close_files(self) -> None:
+        for file in (self._files.vectors, self._files.rows):
+            with contextlib.suppress(OSError):  # a full disk was told of before
+                file.close()
 
     def __enter__(self) -> Self:
         return self
@@ -289,6 +298,20 @@ class Spool:
             why = "its disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
             raise StorageError(f"{self._output} cannot be written: {why}. What was done {what}.",
                                path=self._output) from error  # fmt: skip
+
+
+def _portions(lines: IO[bytes], *, n_bytes_row: int) -> Iterator[list[bytes]]:
+    """Read lines, as many at a time as take a bounded number of bytes with their vectors."""
+    portion: list[bytes] = []
+    n_bytes = 0
+    for line in lines:
+        portion.append(line)
+        n_bytes += len(line) + n_bytes_row
+        if n_bytes >= _N_BYTES_BLOCK:
+            yield portion
+            portion, n_bytes = [], 0
+    if portion:
+        yield portion
 
 
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shutil
 import sqlite3
 import threading
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 from gguf_embed.config import Config
 from gguf_embed.sizes import format_size
 
-__all__ = ["CacheInfo", "CachedRow", "VectorCache", "user_cache"]
+__all__ = ["CacheInfo", "CachedRow", "VectorCache", "closing", "user_cache"]
 
 logger = logging.getLogger(__name__)
 
@@ -93,9 +94,9 @@ class VectorCache:
     def __init__(self, path: Path, *, limit_bytes: int, clock: Callable[[], float] = time.time) -> None:
         self.path, self.limit_bytes, self._clock = path, limit_bytes, clock
         self._lock = threading.Lock()
+        self._process_id = os.getpid()
         self._connection: sqlite3.Connection | None = None
-        self._is_off = limit_bytes <= 0
-        self._is_full = False
+        self._is_off = self._is_full = False
 
     def get(self, keys: Sequence[bytes], n_embd: int) -> dict[bytes, CachedRow]:
         """Find rows.
@@ -131,14 +132,14 @@ class VectorCache:
 
     def _find(self, keys: Sequence[bytes]) -> dict[bytes, _Entry]:
         nothing: dict[bytes, _Entry] = {}
-        return self._safely(lambda connection: self._get(connection, keys), nothing)
+        return self._safely(lambda connection: self._get(connection, keys), nothing) if self.limit_bytes else nothing
 
     def _keep(self, entries: Iterable[tuple[bytes, int, bool, bytes]]) -> None:
         if not self._has_room():
             return
         day = self._day()
         values = [
-            (key, n_tokens, truncated, day, zlib.crc32(blob, zlib.crc32(key)), blob)
+            (key, n_tokens, truncated, day, _crc(key, n_tokens, truncated, blob), blob)
             for key, n_tokens, truncated, blob in entries
         ]
         self._safely(lambda connection: self._put(connection, values), None)
@@ -190,7 +191,7 @@ class VectorCache:
             marks = ",".join("?" * len(some))
             query = f"SELECT key, n_tokens, truncated, day, crc, row FROM rows WHERE key IN ({marks})"  # noqa: S608
             for key, n_tokens, truncated, day, crc, blob in connection.execute(query, some):
-                if zlib.crc32(blob, zlib.crc32(key)) != crc:
+                if not isinstance(blob, bytes) or _crc(key, n_tokens, truncated, blob) != crc:
                     broken.append((key,))
                     continue
                 found[key] = n_tokens, truncated, blob
@@ -226,6 +227,8 @@ class VectorCache:
 
     def _safely(self, use: Callable[[sqlite3.Connection], T], instead: T) -> T:
         """Use the file; a damaged one is set aside and a new one begun, any other trouble turns the cache off."""
+        if self._process_id != os.getpid():  # SQLite's connections and a lock of somebody's do not survive a fork
+            self._lock, self._connection, self._process_id = threading.Lock(), None, os.getpid()
         with self._lock:
             for is_again in (False, True):
                 if self._is_off:
@@ -289,10 +292,13 @@ class VectorCache:
             return False
 
     def _has_room(self) -> bool:
-        if self._is_off or self._is_full:
+        if self._is_off or self._is_full or not self.limit_bytes:
             return False
-        folder = next(folder for folder in self.path.parents if folder.is_dir())
-        free_bytes = shutil.disk_usage(folder).free
+        try:
+            folder = next(folder for folder in self.path.parents if folder.is_dir())
+            free_bytes = shutil.disk_usage(folder).free
+        except OSError:  # told when it is opened
+            return True
         if free_bytes < _KEEP_FREE_BYTES:
             self._is_full = True
             logger.warning(
@@ -305,7 +311,11 @@ class VectorCache:
 
     def _size_bytes(self) -> int:
         files = (self.path, Path(f"{self.path}-wal"), Path(f"{self.path}-shm"))
-        return sum(file.stat().st_size for file in files if file.exists())
+        total = 0
+        for file in files:
+            with contextlib.suppress(FileNotFoundError):  # another process may close it meanwhile
+                total += file.stat().st_size
+        return total
 
 
 def user_cache(config: Config) -> VectorCache:
@@ -313,8 +323,19 @@ def user_cache(config: Config) -> VectorCache:
     return VectorCache(config.cache_dir / "vectors.sqlite", limit_bytes=config.cache_bytes)
 
 
+def closing(cache: VectorCache, items: Iterable[T]) -> Iterator[T]:
+    """Yield items, and close the cache after the last one or when nobody wants more."""
+    with cache:
+        yield from items
+
+
 def _number(connection: sqlite3.Connection, query: str) -> int:
     return int(connection.execute(query).fetchone()[0])
+
+
+def _crc(key: bytes, n_tokens: int, truncated: bool, blob: bytes) -> int:
+    """Sum up all that is given out."""
+    return zlib.crc32(blob, zlib.crc32(b"%b %r %r" % (key, n_tokens, int(truncated))))
 
 
 @contextlib.contextmanager

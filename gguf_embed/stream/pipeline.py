@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from gguf_embed import vectors
 from gguf_embed.encoding import EncodeOptions, prepare
-from gguf_embed.engine.session import Session
+from gguf_embed.engine.session import Session, as_they_are
 from gguf_embed.engine.worker import Worker
 from gguf_embed.errors import GGUFEmbedError, InvalidTextError, NonFiniteEmbeddingError, TextTooLongError
 from gguf_embed.models.specs import ModelSpec
@@ -125,13 +125,6 @@ class TextStream:
             GGUFEmbedError: what no single text is to blame for.
         """
         self._begin_mean()
-        try:
-            yield from self._blocks(texts)
-        finally:
-            if self._cache is not None:
-                self._cache.close()  # whoever else uses it opens it again
-
-    def _blocks(self, texts: Iterable[Text]) -> Iterator[Block]:
         waiting: list[_Piece] = []
         n_bytes = 0
         for index, text in enumerate(texts):
@@ -180,7 +173,7 @@ class TextStream:
             found = list(zip(pieces, embedded, strict=True))
         rows = [one.row for _, one in found if one.row is not None]
         finished = iter(self._finish(np.stack(rows)) if rows else ())
-        results = [self._result(piece, one, None if one.row is None else next(finished)) for piece, one in found]
+        results = [self._result(piece, one, None if one.row is None else next(finished).copy()) for piece, one in found]
         return Block(results=tuple(results), last=pieces[-1].owner, is_whole=pieces[-1].is_last)
 
     def _finish(self, rows: Float32Matrix) -> NDArray[np.float32]:
@@ -254,7 +247,9 @@ class TextStream:
     def _key_of(self, text: str) -> bytes:
         if self._key is None:
             cut = f"end {self._model.max_tokens}" if self._truncate == "end" else "whole"
-            self._key = hashlib.sha256(f"{self._model.row_identity()}\0{self._how.prefix}\0{cut}\0".encode())
+            self._key = hashlib.sha256(
+                f"{self._model.row_identity()}\0{self._how.prefix}\0{cut}\0".encode("utf-8", "surrogatepass")
+            )
         key = self._key.copy()
         key.update(text.encode("utf-8", "surrogatepass"))
         return key.digest()
@@ -265,12 +260,12 @@ class TextStream:
         left = list(range(len(texts)))
         while left:
             wanted = [texts[at] for at in left]
-            rows = np.full((len(left), self._model.n_embd), np.nan, dtype=np.float32)
+            rows = np.full((len(left), self._model.n_embd), np.inf, dtype=np.float32)  # until they are decoded
             try:
                 n_tokens, truncated = session.embed_texts(
                     wanted,
                     rows,
-                    finish=_as_they_are,
+                    finish=as_they_are,
                     truncate=self._truncate,
                     prefix=self._how.prefix,
                     batch_size=self._options.batch_size,
@@ -278,6 +273,8 @@ class TextStream:
                 )
             except _OF_ONE_TEXT as error:
                 into[left[error.index]].error = error
+                for at in np.flatnonzero(np.isnan(rows[:, 0])).tolist():
+                    into[left[at]].error = _of(error, at)
                 self._take_finished(left, wanted, rows, into)
                 left = [at for at in left if into[at].row is None and into[at].error is None]
                 if not isinstance(error, NonFiniteEmbeddingError):
@@ -332,8 +329,12 @@ def _parts(pieces: list[_Piece]) -> Iterator[list[_Piece]]:
     yield part
 
 
-def _as_they_are(rows: Float32Matrix) -> Float32Matrix:
-    return rows
+def _of(error: GGUFEmbedError, index: int) -> GGUFEmbedError:
+    """Say the same of another text."""
+    other = copy.copy(error)
+    other.message = error.message.replace(f"text {getattr(error, 'index', None)} ", f"text {index} ", 1)
+    other.index = index  # type: ignore[attr-defined]  # all of _OF_ONE_TEXT have one
+    return other
 
 
 def _named(error: GGUFEmbedError, piece: _Piece) -> GGUFEmbedError:

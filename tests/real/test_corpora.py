@@ -7,6 +7,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +17,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from gguf_embed import Chunking, Embedder, EncodeOptions, VectorCache
-from gguf_embed.errors import InvalidTextError, TextTooLongError
+from gguf_embed import Chunking, Embedder, EncodeOptions, Limits, VectorCache
+from gguf_embed.errors import InvalidTextError, ModelLoadError, TextTooLongError
 
 PROGRAM = [sys.executable, "-c", "from gguf_embed.cli import main; main()"]
 # Runs a command line and prints the process's peak memory.
@@ -266,6 +267,36 @@ def test_a_stream_with_a_cache(starter_cache, tmp_path, isolation):
         assert (one.vector is None) == (two.vector is None)
         assert one.vector is None or one.vector.tobytes() == two.vector.tobytes()
         assert one.n_tokens == two.n_tokens
+
+
+def test_rows_of_another_model_are_another_key(starter, qwen3, tmp_path):
+    """Another file, pooling, EOS rule or KV type gives another identity; another name for the same file does not."""
+    copy = tmp_path / "copy.gguf"
+    shutil.copyfile(starter, copy)
+
+    def identity(path, **options):
+        with Embedder(path, **options) as model:
+            return model._model.row_identity()
+
+    found = [
+        identity(starter), identity(starter, pooling_type="cls"), identity(starter, add_eos=True),
+        identity(qwen3), identity(qwen3, limits=Limits(kv_type="q8_0")),
+    ]  # fmt: skip
+    assert len(set(found)) == len(found)
+    assert identity(copy) == found[0]
+
+
+def test_a_file_that_is_replaced_is_not_believed(starter, tmp_path):
+    """The weights in memory are not those on disk any more, so nothing is kept under their name."""
+    path = tmp_path / "m.gguf"
+    shutil.copyfile(starter, path)
+    with Embedder(path) as model, VectorCache(tmp_path / "v.sqlite", limit_bytes=1 << 30) as cache:
+        model.load()
+        shutil.copyfile(starter, tmp_path / "new")
+        (tmp_path / "new").replace(path)
+        with pytest.raises(ModelLoadError, match="has changed since"):
+            list(model.encode_stream(["a"], cache=cache))
+        assert cache.info().n_rows == 0
 
 
 def test_the_mean_of_chunks(starter_cache):

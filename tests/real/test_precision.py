@@ -163,7 +163,7 @@ def test_search_is_kept(rows, proof, monkeypatch, record_property):
 @pytest.mark.parametrize("precision", ["int8", "uint8"])
 def test_a_job_s_ranges_serve_other_texts(precision, texts, starter_cache, tmp_path, monkeypatch):
     """A job has the levels of all its vectors at once, and its .meta.json gives queries theirs."""
-    monkeypatch.setattr("gguf_embed.jobs.spool._N_ROWS_BLOCK", 30)  # so that ranges come of many blocks
+    monkeypatch.setattr("gguf_embed.jobs.spool._N_BYTES_BLOCK", 50_000)  # so that ranges come of many blocks
     documents, queries = texts
     for name, some in (("documents", documents[:100]), ("queries", queries[:1])):
         (tmp_path / f"{name}.txt").write_text("\n".join(some) + "\n", encoding="utf-8")
