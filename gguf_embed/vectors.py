@@ -158,10 +158,13 @@ def quantize_embeddings(embeddings: Float32Matrix, precision: str, *, ranges: Ar
         (n, dim) float32, float16, int8 or uint8; (n, ceil(dim / 8)) int8 for "binary", uint8 for "ubinary".
 
     Raises:
-        ValueError: no such precision, a single row for int8 and uint8 without ranges, or ranges of another shape.
+        ValueError: no matrix, no such precision, a single row for int8 and uint8 without ranges, or ranges of another
+            shape.
 
     Source: sentence-transformers 6.2, util/quantization.py, quantize_embeddings.
     """
+    if np.ndim(embeddings) != 2:
+        raise ValueError(f"embeddings have {np.ndim(embeddings)} dimensions; they are a matrix, a row each")
     if precision == "float32":
         return embeddings
     if precision == "float16":

@@ -8,10 +8,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from gguf_embed.cli import events
+from gguf_embed import vectors
+from gguf_embed.cli import corpus, embed, events
 from gguf_embed.cli.app import run
 from gguf_embed.config import load_config
+from gguf_embed.jobs import records, sinks
 from gguf_embed.jobs.job import Progress
+from gguf_embed.stream import chunking
 from gguf_embed.stream.cache import CachedRow, user_cache
 
 
@@ -31,6 +34,7 @@ def shell(capsys):
 def lines(tmp_path):
     path = tmp_path / "in.txt"
     path.write_text("a\nb\n")
+    (tmp_path / "o.npy.rows.jsonl").write_text('"a"\n')
     return path
 
 
@@ -43,7 +47,7 @@ def lines(tmp_path):
         (("text", "--ranges", "in.txt"), "--ranges are for --precision int8 and uint8, not float32"),
         (("text", "--truncate", "end", "--long", "mean"), "--truncate end and --long mean exclude each other"),
         (("text", "--overlap", "5"), "--overlap is of chunks; add --chunk TOKENS"),
-        (("text", "--chunk", "5", "--overlap", "5"), "it is less than n_tokens"),
+        (("text", "--chunk", "5", "--overlap", "5"), "--overlap 5 must be less than --chunk 5"),
         (
             ("text", "--chunk", "5", "--long", "truncate"),
             "--chunk cuts long texts, so --long is chunk or mean, not truncate",
@@ -51,6 +55,10 @@ def lines(tmp_path):
         (("-i", "in.txt", "--glob", "*.md"), "globs choose files of folders"),
         (("-i", "in.txt", "--encoding", "klingon"), "'klingon' is no encoding"),
         (("-i", "nowhere"), "does not exist"),
+        (("-i", "in.txt", "-o", "in.txt", "-f", "npy"), "in.txt is read and would be overwritten by -o in.txt"),
+        (("-i", "o.npy.rows.jsonl", "-o", "o.npy"), "would be overwritten by -o o.npy"),
+        (("text", "--restart"), "are for -i, not for texts given here"),
+        (("-i", "-", "-i", "-"), "stdin can be read once"),
     ],
 )
 def test_what_makes_no_sense_is_a_usage_error(shell, lines, monkeypatch, arguments, words):
@@ -59,6 +67,14 @@ def test_what_makes_no_sense_is_a_usage_error(shell, lines, monkeypatch, argumen
     code, out, err = shell("embed", "-m", "all-minilm-l6-v2", *arguments)
     assert (code, out) == (2, "")
     assert words in " ".join(err.split())
+
+
+def test_choices_are_those_of_the_library():
+    """Written twice so that --help loads nothing; the same all the same."""
+    assert corpus._INPUT_FORMATS == records.FORMATS
+    assert corpus._LONG == chunking.LONG
+    assert set(embed._FORMATS) == set(sinks.FORMATS)
+    assert embed._PRECISIONS == vectors.PRECISIONS
 
 
 def source(n_done=0, n_total=None):

@@ -225,6 +225,13 @@ def test_json_lines_that_were_written_are_read_back(values):
         assert good(read("".join(lines).encode(), "jsonl")) == list(enumerate(values))
 
 
+@pytest.mark.parametrize("key", ["1e999", '"\\ud800"', "NaN"])
+def test_an_id_that_could_not_be_written_again_is_a_bad_record(key):
+    """A number beyond floats, a lone surrogate, no number."""
+    (record,) = read(f'{{"text": "a", "id": {key}}}'.encode(), "jsonl")
+    assert isinstance(record, BadRecord)
+
+
 @pytest.mark.parametrize(
     ("name", "expected"), [("a.jsonl", True), ("a.NDJSON", True), ("a.json", False), ("a.txt", False), ("jsonl", False)]
 )

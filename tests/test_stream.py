@@ -308,6 +308,20 @@ def test_equal_texts_beside_a_bad_one_are_decoded_once(kind):
     assert [one.error is None for one in results] == [True, True, True, False, True, True]
 
 
+def test_texts_before_an_error_of_the_iterable_are_not_lost():
+    """They are embedded, and then the error is raised."""
+
+    def failing():
+        yield from plain_texts(["a", "b"])
+        raise RuntimeError("the database is gone")
+
+    results = []
+    with pytest.raises(RuntimeError, match="database is gone"):  # noqa: PT012 - what came before it counts
+        for block in TextStream(FakeModel(), EncodeOptions(), chunking=Chunking(), cache=None).blocks(failing()):
+            results += block.results
+    assert [one.text for one in results] == ["a", "b"]
+
+
 def test_many_texts_without_a_finite_row_cost_little():
     """Each is an error of its own, and no batch is decoded again for every one of them."""
     model = FakeModel(n_batch=4096, n_seq_max=64)

@@ -19,6 +19,7 @@ import click
 from gguf_embed.cli.events import Counts, events, shown
 from gguf_embed.cli.exits import INTERRUPTED, usage_errors
 from gguf_embed.cli.options import fetch_model, is_quiet
+from gguf_embed.errors import GGUFEmbedError
 
 __all__ = ["READING", "Corpus", "chunking_of", "input_options", "long_text_options", "run_corpus"]
 
@@ -81,6 +82,8 @@ def chunking_of(options: dict[str, Any]) -> Any:
     if said is not None and wanted is not None and said != wanted:
         raise click.UsageError(f"--truncate {truncate} and --long {wanted} exclude each other")
     long = wanted or said or ("chunk" if n_tokens is not None else "error")
+    if n_tokens is not None and n_overlap >= n_tokens:
+        raise click.UsageError(f"--overlap {n_overlap} must be less than --chunk {n_tokens}")
     if long in ("error", "truncate") and n_tokens is not None:
         raise click.UsageError(f"--chunk cuts long texts, so --long is chunk or mean, not {long}")
     if long in ("error", "truncate") and n_overlap:
@@ -146,10 +149,7 @@ def run_corpus(corpus: Corpus, embedder: Any, how: Any, chunking: Any, options: 
     from gguf_embed.jobs.outputs import Output  # noqa: PLC0415
     from gguf_embed.prompts import resolve_prompt  # noqa: PLC0415
 
-    if corpus.ranges is not None and corpus.precision not in ("int8", "uint8"):
-        raise click.UsageError(f"--ranges are for --precision int8 and uint8, not {corpus.precision}")
-    if len(corpus.texts) == 1 and corpus.precision in ("int8", "uint8") and corpus.ranges is None:
-        raise click.UsageError(f"{corpus.precision} spreads the range of many rows and got one; add --ranges")
+    _check(corpus, options)
     source, identity = _source(corpus, options)
     with usage_errors():
         resolve_prompt(embedder.prompts, prompt_name=how.prompt_name, prompt=how.prompt, task=how.task)
@@ -166,7 +166,7 @@ def run_corpus(corpus: Corpus, embedder: Any, how: Any, chunking: Any, options: 
         job = Job(embedder, _fetching(source, embedder), job_options, observer=observer, should_stop=stopping)
         output = Output(
             path=(corpus.output or Path("-")), output_format=corpus.output_format, precision=corpus.precision,
-            ranges=_ranges(corpus, embedder),
+            ranges=_ranges(corpus, embedder, how),
         )  # fmt: skip
         try:
             if corpus.is_job:
@@ -178,7 +178,31 @@ def run_corpus(corpus: Corpus, embedder: Any, how: Any, chunking: Any, options: 
         except KeyboardInterrupt:
             observer.stopped(job.progress)
             return INTERRUPTED
+        except GGUFEmbedError as error:
+            observer.failed(error)
+            raise
     return 0
+
+
+def _check(corpus: Corpus, options: dict[str, Any]) -> None:
+    """Refuse what makes no sense together, and an output that would replace what is read."""
+    from gguf_embed.jobs.records import OUTPUT_SUFFIXES  # noqa: PLC0415 - keeps --help quick
+
+    has_ranges = corpus.precision in ("int8", "uint8")
+    if corpus.ranges is not None and not has_ranges:
+        raise click.UsageError(f"--ranges are for --precision int8 and uint8, not {corpus.precision}")
+    if len(corpus.texts) == 1 and has_ranges and corpus.ranges is None:
+        raise click.UsageError(f"{corpus.precision} spreads the range of many rows and got one; add --ranges")
+    if corpus.texts and (options["globs"] or options["input_format"] or options["encoding"] or options["restart"]):
+        raise click.UsageError("--glob, --input-format, --encoding and --restart are for -i, not for texts given here")
+    if [str(one) for one in corpus.inputs].count("-") > 1:
+        raise click.UsageError("stdin can be read once; give one -")
+    if corpus.output is None:
+        return
+    written = {corpus.output.with_name(f"{corpus.output.name}{suffix}").resolve() for suffix in OUTPUT_SUFFIXES}
+    for one in (*corpus.inputs, *filter(None, [corpus.ranges])):
+        if one.resolve() in written:
+            raise click.UsageError(f"{one} is read and would be overwritten by -o {corpus.output}; name another file")
 
 
 def _fetching(source: Any, embedder: Any) -> Iterator[Any]:
@@ -208,7 +232,10 @@ def _source(corpus: Corpus, options: dict[str, Any]) -> tuple[Any, Any]:
         inputs = [sys.stdin.buffer if str(one) == "-" else one for one in corpus.inputs or [Path("-")]]
         source = open_source(inputs, known)
     names = [str(one if str(one) == "-" else one.absolute()) for one in corpus.inputs or [Path("-")]]
-    return source, [names, known.field, known.id_field, known.encoding, known.globs, known.input_format]
+    return source, {
+        "input": ", ".join(names), "field": known.field, "id": known.id_field, "encoding": known.encoding,
+        "globs": known.globs, "ignore files": known.honours_ignore, "input format": known.input_format,
+    }  # fmt: skip
 
 
 def _cache(is_wanted: bool, stack: contextlib.ExitStack) -> Any:
@@ -218,13 +245,14 @@ def _cache(is_wanted: bool, stack: contextlib.ExitStack) -> Any:
     return stack.enter_context(user_cache(load_config())) if is_wanted else None
 
 
-def _ranges(corpus: Corpus, embedder: Any) -> Any:
+def _ranges(corpus: Corpus, embedder: Any, how: Any) -> Any:
     from gguf_embed.jobs.outputs import load_ranges  # noqa: PLC0415 - keeps --help quick
 
     if corpus.ranges is None:
         return None
     fetch_model(embedder)
-    return load_ranges(corpus.ranges, embedder.dim, fingerprint=embedder.fingerprint)
+    about = {"fingerprint": embedder.fingerprint, "normalized": how.normalize_embeddings}
+    return load_ranges(corpus.ranges, embedder.dim, about=about)
 
 
 def _to_stream(job: Any, output: Any, corpus: Corpus) -> None:

@@ -59,7 +59,8 @@ class _Shown:
     def on_progress(self, progress: Any) -> None:
         if self._advance is not None:
             source = self._counts.source
-            self._advance(min(source.n_done, source.n_total or source.n_done), source.n_total, _words(progress))
+            total = source.n_total if sys.stderr.isatty() else None  # lines have no end to wait for
+            self._advance(min(source.n_done, total or source.n_done), total, _words(progress))
 
     def on_bad(self, place: str, error: Exception) -> None:  # noqa: ARG002 - the message begins with it
         self._n_bad += 1
@@ -67,6 +68,9 @@ class _Shown:
             click.echo(f"skipped: {error}", err=True)
         elif self._n_bad == _N_BAD_SHOWN + 1 and not self._is_quiet:
             click.echo("skipped: more of them, which are only counted from here", err=True)
+
+    def failed(self, error: Exception) -> None:
+        """Nothing: the error is shown at the end."""
 
     def done(self, progress: Any) -> None:
         if self._counts.is_job:
@@ -129,6 +133,9 @@ class _Events:
     def on_bad(self, place: str, error: Exception) -> None:
         self._say("bad", {"place": place, "error": type(error).__name__, "message": str(error)})
 
+    def failed(self, error: Exception) -> None:
+        self._say("error", {"error": type(error).__name__, "message": str(error)})
+
     def done(self, progress: Any) -> None:
         self._say("done", self._facts(progress))
 
@@ -154,7 +161,7 @@ def _words(progress: Any) -> str:
 
 def _totals(progress: Any) -> str:
     """Say what came of a job in one line."""
-    texts = "" if progress.n_rows == progress.n_records else f" of {progress.n_records:,} texts"
+    texts = "" if progress.n_rows == progress.n_records else f" of {_number(progress.n_records, 'text')}"
     speed = f" ({progress.n_tokens / max(progress.seconds, 1e-9):,.0f} tokens/s)" if progress.n_decoded else ""
     counts = [
         f"{number:,} {word}"
@@ -162,13 +169,18 @@ def _totals(progress: Any) -> str:
             (progress.n_decoded, f"computed{speed}"),
             (progress.n_cached, "from the cache"),
             (progress.n_resumed, "resumed"),
+            (progress.n_rows - progress.n_decoded - progress.n_cached - progress.n_resumed, "repeated"),
             (progress.n_truncated, "cut"),
             (progress.n_failed, "without a vector"),
         )
-        if number
+        if number > 0
     ]
-    done = f"{progress.n_rows:,} rows{texts} in {_duration(progress.seconds)}"
+    done = f"{_number(progress.n_rows, 'row')}{texts} in {_duration(progress.seconds)}"
     return ": ".join([done, ", ".join(counts)]) if counts else done
+
+
+def _number(number: int, word: str) -> str:
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
 def _duration(seconds: float) -> str:

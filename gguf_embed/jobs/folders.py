@@ -78,7 +78,7 @@ class Folder:
 
     Left out: hidden files and folders, .git first of them; what .gitignore files say, those inside, those above in
     the same git repository, not the user's own settings of git; what no glob matches; devices and pipes; symbolic
-    links to folders, and those to files of this folder, which have their own place. A link to a file elsewhere
+    links to folders, to nowhere and to files of this folder, which have their own place. A link to a file elsewhere
     stands for it, once however many links lead there.
 
     Args:
@@ -134,12 +134,15 @@ class Folder:
             return
         if self._honours_ignore:
             rules = (*rules, *_rules_of(folder / ".gitignore", f"{self._above}{inside}"))
+        names = {entry.name for entry in entries}
         for entry in entries:
             relative, is_folder = inside + entry.name, entry.is_dir(follow_symlinks=False)
             if entry.name.startswith(".") or self._is_ignored(relative, rules, is_folder=is_folder):
                 continue
             if self._outputs and os.path.join(self._real, relative) in self._outputs:  # noqa: PTH118 - a text
                 continue
+            if entry.name.endswith(".meta.json") and entry.name.removesuffix(".meta.json") in names:
+                continue  # what a job told of its output
             if is_folder:
                 if not self._refused.match_file(f"{relative}/"):
                     yield f"{relative}/", rules
@@ -155,6 +158,8 @@ class Folder:
                 os.stat(entry.path)  # noqa: PTH116
             is_file = entry.is_file()
         except OSError as error:
+            if entry.is_symlink():  # to nowhere, or in a loop
+                return None
             return Found(path=Path(entry.path), relative=relative, is_named=is_named, error=error)
         return Found(path=Path(entry.path), relative=relative, is_named=is_named) if is_file else None
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from gguf_embed import __version__
 from gguf_embed.errors import InputError
 from gguf_embed.jobs.rows import Row, RowBlock
-from gguf_embed.jobs.sinks import Table, replaced, storage_errors, write_table
+from gguf_embed.jobs.sinks import Table, check_format, storage_errors, write_table
 from gguf_embed.jobs.spool import Spool
 from gguf_embed.vectors import calibrate, quantize_embeddings
 
@@ -61,17 +61,22 @@ def write_output(output: Output, spool: Spool, about: Mapping[str, Any], *, has_
     output = dataclasses.replace(output, ranges=_ranges(output, spool))
     shape = (checkpoint.n_rows, spool.dim)
     table = table_of(spool.blocks, output, shape=shape, columns=checkpoint.columns, about=about)
-    path = output.path
-    forget_beside(path)
-    if output.output_format == "npy" and (has_gaps or not set(checkpoint.columns) <= {"text", "text_sha256"}):
-        _write_rows(path.with_name(f"{path.name}.rows.jsonl"), spool)
-    if output.output_format != "parquet":
-        with replaced(path.with_name(f"{path.name}.meta.json"), folder=spool.folder) as stream:
-            stream.write(json.dumps(table.metadata, ensure_ascii=False, indent=1).encode() + b"\n")
-    if output.output_format == "npy" and output.precision == "float32":
-        spool.become_npy()
-    else:
-        write_table(path, table, output_format=output.output_format, folder=spool.folder)
+    is_ready = output.output_format == "npy" and output.precision == "float32"
+    with spool.storing():
+        if output.output_format == "npy" and (has_gaps or not set(checkpoint.columns) <= {"text", "text_sha256"}):
+            with spool.staged(".rows.jsonl") as stream:
+                stream.writelines(_line(row) for block in spool.blocks() for row in block.rows)
+        if output.output_format != "parquet":
+            with spool.staged(".meta.json") as stream:
+                stream.write(json.dumps(table.metadata, ensure_ascii=False, indent=1).encode() + b"\n")
+        if not is_ready:
+            with spool.staged("") as stream:
+                write_table(stream, table, output_format=output.output_format)
+        spool.place((".rows.jsonl", ".meta.json"))
+        if is_ready:
+            spool.become_npy()
+        else:
+            spool.place(("",))
 
 
 def forget_beside(path: Path) -> None:
@@ -176,41 +181,48 @@ def _ranges_of(blocks: Iterable[RowBlock], n_rows: int, precision: str) -> NDArr
     return np.zeros((2, 0), dtype=np.float32) if found is None else found
 
 
-def _write_rows(path: Path, spool: Spool) -> None:
-    """One line for each row of an .npy: what it is of."""
-    with replaced(path, folder=spool.folder) as stream:
-        for block in spool.blocks():
-            stream.writelines(_line(row) for row in block.rows)
-
-
 def _line(row: Row) -> bytes:
     known = row.columns()
     known.pop("text", None)
     return json.dumps({**known, "place": row.place}, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
 
-def load_ranges(path: Path, dim: int, *, fingerprint: str | None = None) -> NDArray[np.float32]:
+def load_ranges(path: Path, dim: int, *, about: Mapping[str, Any] | None = None) -> NDArray[np.float32]:
     """Read the ranges of an earlier output.
 
     Args:
-        path: its .meta.json, or an .npy of (2, dim).
+        path: its .meta.json, the output itself where that is Parquet, or an .npy of (2, dim).
         dim: components of the vectors.
-        fingerprint: of the model, which is the one that made that output; None to believe so.
+        about: what is to be the same there, such as the fingerprint; None to believe so.
 
     Raises:
         InputError: there are none, or they are of other vectors.
     """
-    whose: Any = fingerprint
+    known: Mapping[str, Any] = {}
     try:
-        found = np.load(path, allow_pickle=False) if path.suffix == ".npy" else json.loads(path.read_text("utf-8"))
+        found = _load_about(path)
         if isinstance(found, dict):
-            whose, found = found.get("fingerprint"), found["ranges"]
+            known, found = found, found["ranges"]
         ranges = np.asarray(found, dtype=np.float32)
         quantize_embeddings(np.zeros((1, dim), dtype=np.float32), "int8", ranges=ranges)
-    except (ValueError, TypeError, KeyError, EOFError, OSError) as error:
+    except KeyError:
+        raise InputError(f"{path} has no ranges: it is of no int8 or uint8 output") from None
+    except (ValueError, TypeError, EOFError, OSError) as error:
         raise InputError(
             f"{path} has no ranges for {dim} components ({error}); give the .meta.json of an int8 or uint8 output"
         ) from error
-    if fingerprint is not None and whose != fingerprint:
-        raise InputError(f"{path} has the ranges of another model's vectors; they do not compare with this one's")
+    for name, value in (about or {}).items():
+        if known and known.get(name) != value:
+            raise InputError(f"{path} is of other vectors: {name} is {known.get(name)!r} there and {value!r} here")
     return ranges
+
+
+def _load_about(path: Path) -> Any:
+    if path.suffix == ".npy":
+        return np.load(path, allow_pickle=False)
+    if path.suffix == ".parquet":
+        check_format("parquet")
+        import pyarrow.parquet as pq  # noqa: PLC0415 - an extra
+
+        return json.loads((pq.read_schema(path).metadata or {}).get(b"gguf_embed", b"{}"))
+    return json.loads(path.read_text("utf-8"))

@@ -55,35 +55,30 @@ def format_of_name(path: Path) -> str | None:
     return _SUFFIXES.get(path.suffix.lower())
 
 
-def write_table(target: Path | IO[bytes], table: Table, *, output_format: str, folder: Path | None = None) -> None:
+def write_table(target: Path | IO[bytes], table: Table, *, output_format: str) -> None:
     """Write rows.
 
     Args:
         target: a file, replaced whole once everything is written, or a stream.
         table: what to write; read block by block.
         output_format: one of FORMATS.
-        folder: as for `replaced`.
 
     Raises:
         StorageError: the file cannot be written; what was there stays.
     """
     write = _WRITERS[output_format]
     if isinstance(target, Path):
-        with replaced(target, folder=folder) as stream:
+        with replaced(target) as stream:
             write(stream, table)
     else:
         write(target, table)
 
 
 @contextlib.contextmanager
-def replaced(path: Path, *, folder: Path | None = None) -> Iterator[IO[bytes]]:
-    """Yield a stream to a file that takes the place of `path` at the end; a failure leaves `path` as it was.
+def replaced(path: Path) -> Iterator[IO[bytes]]:
+    """Yield a stream beside `path` that takes its place at the end; a failure leaves `path` as it was.
 
     Devices and pipes are written to, never replaced; a link stays and what it leads to is replaced.
-
-    Args:
-        path: to be written.
-        folder: where it grows until then, on the same disk; None for beside `path`.
 
     Raises:
         StorageError: the file cannot be written.
@@ -96,9 +91,7 @@ def replaced(path: Path, *, folder: Path | None = None) -> Iterator[IO[bytes]]:
     temporary: Path | None = None
     try:
         with storage_errors(path):
-            with tempfile.NamedTemporaryFile(
-                dir=folder or path.parent, prefix=f".{path.name}.", delete=False
-            ) as stream:
+            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as stream:
                 temporary = Path(stream.name)
                 yield stream
                 stream.flush()

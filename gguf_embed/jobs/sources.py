@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -366,7 +367,7 @@ def _record_of_json(line: Line, *, name: str, field: str, id_field: str) -> Reco
     if line.why:
         return bad_record(place, line.why, index=index, reason=line.reason, cause=line.cause)
     try:
-        value = json.loads(line.text, parse_constant=_refuse_constant)
+        value = json.loads(line.text, parse_constant=_refuse_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         return bad_record(place, f"no JSON: {error}", index=index, reason="no JSON", cause=error)
     text, id_ = (value.get(field), value.get(id_field)) if isinstance(value, dict) else (value, None)
@@ -386,3 +387,10 @@ def _record_of_json(line: Line, *, name: str, field: str, id_field: str) -> Reco
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
+
+
+def _finite(number: str) -> float:
+    """Read a number; one beyond all floats would be written as Infinity, which is no JSON."""
+    if math.isinf(value := float(number)):
+        raise ValueError(f"{number} is larger than numbers can be")
+    return value

@@ -88,7 +88,7 @@ class Spool:
         self._output, self.dim = output, dim
         self._identity = json.loads(json.dumps(identity))
         self._is_closed = False
-        with self._storage_errors():
+        with self.storing():
             self.folder.mkdir(exist_ok=True)
             self._lock = FileLock(self.folder / "lock")
             try:
@@ -118,7 +118,7 @@ class Spool:
         """Delete what a run left here and is of no use, such as an output that was being written when it was killed."""
         ours = {*_FILES, "checkpoint.json.new", "vectors.new", "placed.npy"}
         for file in self.folder.iterdir():
-            if file.name not in keep and (file.name in ours or file.name.startswith(f".{self._output.name}.")):
+            if file.name not in keep and (file.name in ours or file.name.startswith("staged")):
                 file.unlink()
 
     def _begin(self, *, is_new: bool) -> _Files:
@@ -194,7 +194,7 @@ class Spool:
             vectors: (n, dim) float32.
         """
         files = self._files
-        with self._storage_errors():
+        with self.storing():
             files.vectors.write(np.ascontiguousarray(vectors, dtype="<f4").data)
             files.rows.write(b"".join(row.dump() for row in rows))
         seen = dict.fromkeys(self.checkpoint.columns) | dict.fromkeys(name for row in rows for name in row.columns())
@@ -209,7 +209,7 @@ class Spool:
             progress: fields of the checkpoint that are new.
         """
         files = self._files
-        with self._storage_errors():
+        with self.storing():
             for file in (files.vectors, files.rows):
                 file.flush()
                 os.fsync(file.fileno())
@@ -239,9 +239,28 @@ class Spool:
                     raise self._damaged(self._rows_path, "cannot be read") from error
                 yield block
 
+    @contextlib.contextmanager
+    def staged(self, suffix: str) -> Iterator[IO[bytes]]:
+        """Yield a stream to what is to become the output with this suffix, when `place` is called."""
+        with (self.folder / f"staged{suffix}").open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def place(self, suffixes: Sequence[str]) -> None:
+        """Put what was staged in its place; delete what is there of another run where nothing was."""
+        for suffix in suffixes:
+            staged = self.folder / f"staged{suffix}"
+            target = self._output.with_name(f"{self._output.name}{suffix}")
+            if staged.exists():
+                staged.chmod(mode_of(target))
+                staged.replace(target)
+            else:
+                target.unlink(missing_ok=True)
+
     def become_npy(self) -> None:
         """Put the vectors in the output's place: as another name of the same file, or copied where that cannot be."""
-        with self._storage_errors():
+        with self.storing():
             self._close_files()  # Windows gives no other name to an open file
             with self._vectors_path.open("r+b") as file:
                 self._write_header(file, self.checkpoint.n_rows)
@@ -290,14 +309,22 @@ class Spool:
         self.close()
 
     @contextlib.contextmanager
-    def _storage_errors(self) -> Iterator[None]:
+    def storing(self) -> Iterator[None]:
+        """Say what is kept where the system refuses to write.
+
+        Raises:
+            StorageError: it does.
+        """
         try:
             yield
         except OSError as error:
-            what = "is kept up to the last checkpoint; make room and run the same command again"
-            why = "its disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
-            raise StorageError(f"{self._output} cannot be written: {why}. What was done {what}.",
-                               path=self._output) from error  # fmt: skip
+            is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            why = "its disk is full" if is_full else error.strerror or str(error)
+            raise StorageError(
+                f"{self._output} cannot be written: {why}. What was done until the last checkpoint is kept; "
+                f"{'make room' if is_full else 'mend that'} and run the same command again.",
+                path=self._output,
+            ) from error
 
 
 def _portions(lines: IO[bytes], *, n_bytes_row: int) -> Iterator[list[bytes]]:
@@ -316,5 +343,11 @@ def _portions(lines: IO[bytes], *, n_bytes_row: int) -> Iterator[list[bytes]]:
 
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Say what differs between two jobs."""
-    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    return ", ".join(f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in names)
+    words = []
+    for name in {**before, **now}:
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict) and old != new:
+            words.append(_difference(old, new))
+        elif old != new:
+            words.append(f"{name} was {old!r} and is {new!r}")
+    return ", ".join(words)

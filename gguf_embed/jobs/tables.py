@@ -266,7 +266,9 @@ class ParquetTable:
             raise _no_column(self.name, self._field, schema.names)
         kind = schema.field(self._field).type
         plain = kind.value_type if pa.types.is_dictionary(kind) else kind
-        if not (pa.types.is_string(plain) or pa.types.is_large_string(plain)):
+        if not any(
+            is_text(plain) for is_text in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+        ):
             raise InputError(
                 f'{self.name}: the column "{self._field}" is {kind}, not text; say which one has the texts'
             )

@@ -24,6 +24,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from gguf_embed.config import Config
+from gguf_embed.errors import StorageError
 from gguf_embed.sizes import format_size
 
 __all__ = ["CacheInfo", "CachedRow", "VectorCache", "closing", "user_cache"]
@@ -156,6 +157,9 @@ class VectorCache:
 
         Returns:
             Bytes that were freed.
+
+        Raises:
+            StorageError: it cannot be opened.
         """
 
         def delete(connection: sqlite3.Connection) -> None:
@@ -166,6 +170,8 @@ class VectorCache:
         before = self._size_bytes()
         if before:
             self._safely(delete, None)
+        if self._is_off:
+            raise StorageError(f"{self.path} cannot be cleared; delete it yourself", path=self.path)
         return max(0, before - self._size_bytes())
 
     def close(self) -> None:

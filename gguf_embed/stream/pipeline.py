@@ -78,6 +78,20 @@ class _Embedded:
     is_cached: bool = False
 
 
+class _Reader:
+    """Texts up to the error that ends them, which waits until those before it are embedded."""
+
+    def __init__(self, texts: Iterable[Text]) -> None:
+        self._texts = texts
+        self.error: Exception | None = None
+
+    def __iter__(self) -> Iterator[Text]:
+        try:
+            yield from self._texts
+        except Exception as error:  # noqa: BLE001 - raised in its turn
+            self.error = error
+
+
 class TextStream:
     """One way of turning texts into results.
 
@@ -90,7 +104,7 @@ class TextStream:
         on_batch: called after each decode with its texts and tokens.
 
     Raises:
-        ValueError: a precision that needs all vectors, or an unknown prompt_name.
+        ValueError: a precision that needs all vectors, an unknown prompt_name, or truncate beside chunks.
         DimensionError: the model was not trained for the dimension.
     """
 
@@ -106,6 +120,8 @@ class TextStream:
     ) -> None:
         if options.precision in ("int8", "uint8"):
             raise ValueError(f"{options.precision} needs the range of all vectors, which a stream does not know")
+        if options.truncate == "end" and chunking.long not in ("error", "truncate"):
+            raise ValueError(f"truncate='end' and long={chunking.long!r} exclude each other")
         self._model, self._options, self._chunking = model, options, chunking
         self._how = prepare(options, model.spec, lambda: model.n_embd, truncate_dim=truncate_dim)
         self._cache, self._on_batch = cache, on_batch
@@ -127,7 +143,8 @@ class TextStream:
         self._begin_mean()
         waiting: list[_Piece] = []
         n_bytes = 0
-        for index, text in enumerate(texts):
+        reader = _Reader(texts)
+        for index, text in enumerate(reader):
             pieces = self._pieces(text, index)
             size = sum(n_bytes_of(piece.text) for piece in pieces)
             if waiting and (len(waiting) + len(pieces) > _N_PIECES_BLOCK or n_bytes + size > _N_BYTES_BLOCK):
@@ -141,6 +158,8 @@ class TextStream:
                 n_bytes += size
         if waiting:
             yield self._block(waiting)
+        if reader.error is not None:
+            raise reader.error
 
     # Cutting
 
