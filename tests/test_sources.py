@@ -476,3 +476,19 @@ def test_importing_sources_loads_no_reader():
     code = "import gguf_embed.jobs.sources, sys; print({'csv', 'pyarrow', 'pathspec', 'kreuzberg'} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_ids_that_were_asked_for_are_there(tmp_path, suffix):
+    """A column named for the ids must exist, as the one for the texts; "id" is taken where there is one."""
+    path = tmp_path / f"t{suffix}"
+    if suffix == ".csv":
+        path.write_text("text,slug\na,x\n")
+    else:
+        pq.write_table(pa.table({"text": ["a"], "slug": ["x"]}), path)
+    assert [one.id for one in open_source([path])] == [None]
+    assert [one.id for one in open_source([path], SourceOptions(id_field="slug"))] == ["x"]
+    with pytest.raises(
+        InputError, match='has no column "nope"; its columns are: text, slug; say which one has the ids'
+    ):
+        list(open_source([path], SourceOptions(id_field="nope")))

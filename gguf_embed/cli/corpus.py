@@ -49,7 +49,7 @@ def input_options(command: Command) -> Command:
         click.option("--no-ignore", is_flag=True, help="Do not honour .gitignore in folders."),
         click.option("--glob", "globs", multiple=True, metavar="PATTERN", help="Which files of a folder; ! excludes."),
         click.option("--encoding", help="Of the input; UTF-8 if left out, UTF-16 by its mark."),
-        click.option("--id", "id_field", default="id", show_default=True, help="Field or column of the ids."),
+        click.option("--id", "id_field", help="Field or column of the ids; id if left out and there is one."),
         click.option("--field", default="text", show_default=True, help="Field or column of the texts."),
         click.option("--input-format", type=click.Choice(_INPUT_FORMATS),
                      help="Default: by name, else a text a line; document: a text a file."),
@@ -175,6 +175,7 @@ def run_corpus(corpus: Corpus, embedder: Any, how: Any, chunking: Any, options: 
             else:
                 _to_stream(job, output, corpus)
                 observer.done(job.progress)
+            _warn_of_nothing(corpus, job)
         except KeyboardInterrupt:
             observer.stopped(job.progress)
             return INTERRUPTED
@@ -182,6 +183,16 @@ def run_corpus(corpus: Corpus, embedder: Any, how: Any, chunking: Any, options: 
             observer.failed(error)
             raise
     return 0
+
+
+def _warn_of_nothing(corpus: Corpus, job: Any) -> None:
+    folders = [str(one) for one in corpus.inputs if one.is_dir()]
+    if folders and not job.progress.n_records and not is_quiet():
+        click.echo(
+            f"warning: nothing in {', '.join(folders)} was read; hidden, ignored and binary files are left out, and "
+            "tables that no --glob names",
+            err=True,
+        )
 
 
 def _check(corpus: Corpus, options: dict[str, Any]) -> None:

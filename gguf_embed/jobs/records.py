@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 BINARY = "binary"  # the reason of an InvalidTextError about a file that is no text
+ID_FIELD = "id"  # where nobody names another
 FORMATS = ("lines", "jsonl", "csv", "parquet", "document")
 
 # What a job writes beside its output, and the output itself.
@@ -98,7 +99,7 @@ class SourceOptions:
 
     Attributes:
         field: of JSON objects, or the column of tables, that has the texts.
-        id_field: the same for ids, where there are any.
+        id_field: the same for ids; a table without it is an error. None: "id", where there are any.
         encoding: of text files; None: UTF-8 with or without a byte order mark, UTF-16 and UTF-32 by their marks.
         globs: which files of folders: gitwildmatch patterns, any of which takes a file; "!" before one leaves out.
         honours_ignore: whether .gitignore files count.
@@ -108,7 +109,7 @@ class SourceOptions:
     """
 
     field: str = "text"
-    id_field: str = "id"
+    id_field: str | None = None
     encoding: str | None = None
     globs: tuple[str, ...] = ()
     honours_ignore: bool = True
@@ -116,7 +117,7 @@ class SourceOptions:
     output: Path | None = None
 
     def __post_init__(self) -> None:
-        if not self.field or not self.id_field:
+        if not self.field or self.id_field == "":
             raise ValueError("field and id_field are names, not empty")
         if self.input_format is not None and self.input_format not in FORMATS:
             raise ValueError(f"input_format is one of {', '.join(FORMATS)}, not {self.input_format!r}")

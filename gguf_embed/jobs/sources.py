@@ -18,6 +18,7 @@ from gguf_embed.jobs import documents
 from gguf_embed.jobs.folders import Folder, FolderSource, Found
 from gguf_embed.jobs.records import (
     FORMATS,
+    ID_FIELD,
     BadRecord,
     Line,
     Record,
@@ -174,7 +175,9 @@ class _FileSource:
             yield from self._whole(counted)
             return
         lines = _lines(counted, self._options.encoding)
-        names = {"name": self.name, "field": self._options.field, "id_field": self._options.id_field}
+        names: dict[str, Any] = {
+            "name": self.name, "field": self._options.field, "id_field": self._options.id_field,
+        }  # fmt: skip
         if self._format == "csv":
             from gguf_embed.jobs.tables import read_csv  # noqa: PLC0415 - csv is loaded for tables alone
 
@@ -362,7 +365,7 @@ def _record_of_line(line: Line, name: str) -> Record | BadRecord:
     return Record(text=text, place=place)
 
 
-def _record_of_json(line: Line, *, name: str, field: str, id_field: str) -> Record | BadRecord:
+def _record_of_json(line: Line, *, name: str, field: str, id_field: str | None) -> Record | BadRecord:
     place, index = f"{name}, line {line.number}", line.number - 1
     if line.why:
         return bad_record(place, line.why, index=index, reason=line.reason, cause=line.cause)
@@ -370,7 +373,7 @@ def _record_of_json(line: Line, *, name: str, field: str, id_field: str) -> Reco
         value = json.loads(line.text, parse_constant=_refuse_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         return bad_record(place, f"no JSON: {error}", index=index, reason="no JSON", cause=error)
-    text, id_ = (value.get(field), value.get(id_field)) if isinstance(value, dict) else (value, None)
+    text, id_ = (value.get(field), value.get(id_field or ID_FIELD)) if isinstance(value, dict) else (value, None)
     if not isinstance(text, str):
         keys = (
             f"; its keys are: {', '.join(list(value)[:20])}" if isinstance(value, dict) and field not in value else ""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gguf_embed.errors import InputError, MissingExtraError
-from gguf_embed.jobs.records import BadRecord, Line, Record, bad_record
+from gguf_embed.jobs.records import ID_FIELD, BadRecord, Line, Record, bad_record
 
 __all__ = ["Columns", "ParquetTable", "columns_of", "read_csv"]
 
@@ -38,14 +38,14 @@ class Columns:
 # CSV
 
 
-def columns_of(lines: Iterator[Line], *, name: str, field: str, id_field: str) -> Columns:
+def columns_of(lines: Iterator[Line], *, name: str, field: str, id_field: str | None) -> Columns:
     """Read the header, as far as it goes, and find its delimiter: the one that gives a column named `field`.
 
     Args:
         lines: from the start; a name ending in .tsv has the tab tried first, then comma, semicolon, tab and bar.
         name: of the input.
         field: column of the texts.
-        id_field: column of the ids, if there is one.
+        id_field: column of the ids, None for "id" if there is one.
 
     Raises:
         InputError: there is no header, it cannot be decoded, or has no such column, or has it twice.
@@ -63,14 +63,13 @@ def columns_of(lines: Iterator[Line], *, name: str, field: str, id_field: str) -
     splits = {delimiter: names for delimiter in delimiters if (names := _names(header, delimiter))}
     for delimiter, names in splits.items():
         if names.count(field) == 1:
-            has_id = id_field != field and names.count(id_field) == 1
             return Columns(
-                delimiter=delimiter, text=names.index(field), id=names.index(id_field) if has_id else None, n=len(names)
+                delimiter=delimiter, text=names.index(field), id=_id_column(name, names, field, id_field), n=len(names)
             )
     raise _no_column(name, field, max(splits.values(), key=len, default=[]))
 
 
-def read_csv(lines: Iterator[Line], *, name: str, field: str, id_field: str) -> Iterator[Record | BadRecord]:
+def read_csv(lines: Iterator[Line], *, name: str, field: str, id_field: str | None) -> Iterator[Record | BadRecord]:
     """Read the rows under a header.
 
     Fields may be quoted, and have line ends and doubled quotes inside the quotes. Blank lines are skipped. A row with
@@ -81,7 +80,7 @@ def read_csv(lines: Iterator[Line], *, name: str, field: str, id_field: str) -> 
         lines: with their line ends.
         name: of the input.
         field: column of the texts.
-        id_field: column of the ids, if there is one; ids are str.
+        id_field: column of the ids, None for "id" if there is one; ids are str.
 
     Raises:
         InputError: as columns_of().
@@ -174,11 +173,21 @@ def _names(header: str, delimiter: str) -> list[str]:
     return [name.strip() for name in rows[0]] if rows else []
 
 
-def _no_column(name: str, field: str, names: Sequence[str]) -> InputError:
+def _id_column(name: str, names: list[str], field: str, id_field: str | None) -> int | None:
+    """Find the ids' column; one that was asked for by name must be there."""
+    wanted = id_field or ID_FIELD
+    if wanted != field and names.count(wanted) == 1:
+        return names.index(wanted)
+    if id_field is not None and id_field != field:
+        raise _no_column(name, id_field, names, "ids")
+    return None
+
+
+def _no_column(name: str, field: str, names: Sequence[str], what: str = "texts") -> InputError:
     if names.count(field) > 1:
         return InputError(f'{name} has {names.count(field)} columns named "{field}"; rename all but one')
     known = ", ".join(names[:50]) + (", ..." if len(names) > 50 else "")
-    return InputError(f'{name} has no column "{field}"; its columns are: {known}; say which one has the texts')
+    return InputError(f'{name} has no column "{field}"; its columns are: {known}; say which one has the {what}')
 
 
 # Parquet
@@ -194,7 +203,7 @@ class ParquetTable:
         path: the file.
         name: of the input.
         field: column of the texts: string, large_string, or a dictionary of these.
-        id_field: column of the ids, if there is one.
+        id_field: column of the ids, None for "id" if there is one.
 
     Raises:
         MissingExtraError: pyarrow is not installed.
@@ -203,7 +212,7 @@ class ParquetTable:
 
     unit = "rows"
 
-    def __init__(self, path: Path, *, name: str, field: str, id_field: str) -> None:
+    def __init__(self, path: Path, *, name: str, field: str, id_field: str | None) -> None:
         self.name = name
         self._path, self._field, self._id_field = path, field, id_field
         self.n_done = 0
@@ -214,15 +223,16 @@ class ParquetTable:
     def __iter__(self) -> Iterator[Record | BadRecord]:
         self.n_done = 0
         with self._opened() as table:
-            has_id = self._id_field != self._field and table.schema_arrow.names.count(self._id_field) == 1
-            columns = [self._field, self._id_field] if has_id else [self._field]
+            names = table.schema_arrow.names
+            at = _id_column(self.name, names, self._field, self._id_field)
+            columns = [self._field] if at is None else [self._field, names[at]]
             n_rows_batch = self._n_rows_batch(table.metadata)
             for i in range(table.metadata.num_row_groups):
                 end = self.n_done + table.metadata.row_group(i).num_rows
                 batches = table.iter_batches(batch_size=n_rows_batch, row_groups=[i], columns=columns)
                 try:
                     while (batch := next(batches, None)) is not None:
-                        ids = _values(batch.column(self._id_field)) if has_id else [None] * batch.num_rows
+                        ids = _values(batch.column(columns[1])) if at is not None else [None] * batch.num_rows
                         yield from self._records(_values(batch.column(self._field)), ids)
                 except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
                     why = f"the file is broken from here to row {end}, and these are left out: {error}"
@@ -264,6 +274,7 @@ class ParquetTable:
 
         if schema.names.count(self._field) != 1:
             raise _no_column(self.name, self._field, schema.names)
+        _id_column(self.name, schema.names, self._field, self._id_field)
         kind = schema.field(self._field).type
         plain = kind.value_type if pa.types.is_dictionary(kind) else kind
         if not any(
