@@ -289,7 +289,8 @@ def _stops_on_interrupt() -> Iterator[Callable[[], bool]]:
     def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a handler's arguments
         pressed.append(number)
         signal.signal(signal.SIGINT, previous)
-        click.echo("\nfinishing what is begun; Ctrl-C again stops at once", err=True)
+        with contextlib.suppress(RuntimeError):  # it came while stderr was being written
+            sys.stderr.write("\nfinishing what is begun; Ctrl-C again stops at once\n")
 
     signal.signal(signal.SIGINT, note)
     try:

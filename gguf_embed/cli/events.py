@@ -64,10 +64,11 @@ class _Shown:
 
     def on_bad(self, place: str, error: Exception) -> None:  # noqa: ARG002 - the message begins with it
         self._n_bad += 1
+        # Not by click, which writes past the bar and into it.
         if self._n_bad <= _N_BAD_SHOWN and not self._is_quiet:
-            click.echo(f"skipped: {error}", err=True)
+            sys.stderr.write(f"skipped: {error}\n")
         elif self._n_bad == _N_BAD_SHOWN + 1 and not self._is_quiet:
-            click.echo("skipped: more of them, which are only counted from here", err=True)
+            sys.stderr.write("skipped: more of them, which are only counted from here\n")
 
     def failed(self, error: Exception) -> None:
         """Nothing: the error is shown at the end."""
