@@ -18,11 +18,11 @@ import platformdirs
 from gguf_embed.errors import ConfigError
 from gguf_embed.sizes import parse_size
 
-__all__ = ["DEFAULT_CACHE_BYTES", "DEFAULT_ENDPOINT", "DEFAULT_MODEL", "DEVICE_NAME", "Config", "load_config"]
+__all__ = ["DEFAULT_ENDPOINT", "DEFAULT_MODEL", "DEVICE_NAME", "Config", "load_config"]
 
 DEFAULT_MODEL = "qwen3-embedding-4b"
 DEFAULT_ENDPOINT = "https://huggingface.co"
-DEFAULT_CACHE_BYTES = 4 << 30  # 4 GiB: 2.6 million vectors of 384 numbers, 400,000 of 2,560
+_CACHE_BYTES = 4 << 30  # 4 GiB: 2.6 million vectors of 384 numbers, 400,000 of 2,560
 # What a device may be called: by what it is, or by ggml's or PyTorch's name, such as CUDA0, MTL0, cuda:1 or mps.
 DEVICE_NAME = re.compile(
     r"auto|gpu|cpu|(cuda|mtl|metal|mps|rocm|hip|vulkan|sycl|xpu|musa|cann|opencl|rpc):?\d*", re.IGNORECASE
@@ -63,7 +63,7 @@ class Config:
     cuda_visible_devices: str | None = None
     hub_cache: Path
     cache_dir: Path
-    cache_bytes: int = DEFAULT_CACHE_BYTES
+    cache_bytes: int = _CACHE_BYTES
     state_dir: Path
     config_dir: Path
 

@@ -66,7 +66,7 @@ class LazyModel:
         self._seen: dict[Path, tuple[int, int, int]] = {}  # inode, size and time of files that were looked at
         self._opened: Opened | None = None
         self._session: Session | Worker | None = None
-        self._is_closed = self._has_warned = False
+        self._is_closed = self._has_warned = self._is_as_fetched = False
 
     @property
     def prompts(self) -> PromptSet:
@@ -159,6 +159,8 @@ class LazyModel:
             ModelLoadError: the file has changed since.
         """
         session, opened = self.open()
+        if self._is_as_fetched:
+            return session
         self._check_unchanged(opened.path)
         now = row_identity(opened.selection, opened.path, overrides=self._overrides)
         if self._identity not in (None, now):
@@ -170,6 +172,7 @@ class LazyModel:
                 required_bytes=plan.required_bytes,
                 available_bytes=plan.available_bytes,
             )
+        self._is_as_fetched = True  # it is asked for with every text that is counted
         return session
 
     def _check_unchanged(self, path: Path) -> None:

@@ -295,7 +295,7 @@ def stream_of(output_format, n_rows, precision="float32", *, ranges=None, n_rows
         for at in range(0, n_rows, n_rows_block):
             here = vectors[at : at + n_rows_block]
             taken += len(here)
-            yield tuple(Row(text=f"t{at + i}") for i in range(len(here))), here
+            yield RowBlock(rows=tuple(Row(text=f"t{at + i}") for i in range(len(here))), vectors=here)
 
     class Watched(io.BytesIO):
         def write(self, content):
@@ -303,7 +303,7 @@ def stream_of(output_format, n_rows, precision="float32", *, ranges=None, n_rows
             return super().write(content)
 
     stream = Watched()
-    output = Output(path="-", output_format=output_format, precision=precision, ranges=ranges)
+    output = Output(output_format=output_format, precision=precision, ranges=ranges)
     write_stream(stream, rows(), output, dim=3, about=dict)
     return stream.getvalue(), vectors, writes
 
@@ -336,7 +336,7 @@ def test_an_empty_stream_is_an_empty_output(output_format, precision):
         pytest.fail("asked")
 
     stream = io.BytesIO()
-    output = Output(path="-", output_format=output_format, precision=precision)
+    output = Output(output_format=output_format, precision=precision)
     write_stream(stream, iter(()), output, dim=8, about=about)
     found = stream.getvalue()
     dim = 1 if precision.endswith("binary") else 8
@@ -397,7 +397,8 @@ def test_a_file_s_name_asks_for_a_format(tmp_path, name, output_format):
 
 
 def write_file(path, output_format="json"):
-    write_table(path, table_of(), output_format=output_format)
+    with replaced(path) as stream:
+        write_table(stream, table_of(), output_format=output_format)
 
 
 @pytest.mark.parametrize("output_format", FORMATS)

@@ -33,10 +33,8 @@ def cache_command(action: str, yes: bool, as_json: bool) -> None:
             click.echo(cache.path)
             return
         info = cache.info()
-        facts = {"path": str(info.path), "n_rows": info.n_rows, "size_bytes": info.size_bytes,
-                 "limit_bytes": info.limit_bytes}  # fmt: skip
         if action == "info" and as_json:
-            print_json(facts)
+            print_json(info)
         elif action == "info":
             size = f"{format_size(info.size_bytes)} of {format_size(info.limit_bytes)}"
             print_facts([("path", str(info.path)), ("vectors", f"{info.n_rows:,}"), ("size", size)])

@@ -26,17 +26,8 @@ __all__ = ["READING", "Corpus", "chunking_of", "input_options", "long_text_optio
 Command = Callable[..., Any]
 _INPUT_FORMATS = ("lines", "jsonl", "csv", "parquet", "document")
 READING = (
-    "field",
-    "id_field",
-    "encoding",
-    "globs",
-    "no_ignore",
-    "input_format",
-    "on_error",
-    "restart",
-    "cache",
-    "no_text",
-)
+    "field", "id_field", "encoding", "globs", "no_ignore", "input_format", "on_error", "restart", "cache", "no_text",
+)  # fmt: skip
 _LONG = ("error", "truncate", "chunk", "mean")
 
 
@@ -163,18 +154,18 @@ def run_corpus(corpus: Corpus, embedder: Any, how: Any, chunking: Any, options: 
         counts = Counts(source=source, output=str(corpus.output), is_job=corpus.is_job, draws=draws)
         observer: Any = stack.enter_context(events(counts) if corpus.as_json else shown(counts, is_quiet=is_quiet()))
         stopping = stack.enter_context(_stops_on_interrupt()) if corpus.is_job else lambda: False
-        job = Job(embedder, _fetching(source, embedder), job_options, observer=observer, should_stop=stopping)
-        output = Output(
-            path=(corpus.output or Path("-")), output_format=corpus.output_format, precision=corpus.precision,
-            ranges=_ranges(corpus, embedder, how),
-        )  # fmt: skip
+        if not corpus.is_job:
+            source = _fetching(source, embedder)
+        job = Job(embedder, source, job_options, observer=observer, should_stop=stopping)
+        ranges = _ranges(corpus, embedder, how)
+        output = Output(output_format=corpus.output_format, precision=corpus.precision, ranges=ranges)
         try:
-            if corpus.is_job:
+            if corpus.is_job and corpus.output is not None:
                 fetch_model(embedder)
-                observer.done(job.run(output, source_identity=identity, restarts=options["restart"]))
+                job.run(corpus.output, output, source_identity=identity, restarts=options["restart"])
             else:
-                _to_stream(job, output, corpus)
-                observer.done(job.progress)
+                _to_stream(job, output, corpus, dim=embedder.dim)
+            observer.done(job.progress)
             _warn_of_nothing(corpus, job)
         except KeyboardInterrupt:
             observer.stopped(job.progress)
@@ -266,13 +257,13 @@ def _ranges(corpus: Corpus, embedder: Any, how: Any) -> Any:
     return load_ranges(corpus.ranges, embedder.dim, about=about)
 
 
-def _to_stream(job: Any, output: Any, corpus: Corpus) -> None:
+def _to_stream(job: Any, output: Any, corpus: Corpus, *, dim: int) -> None:
     """Write rows as they come where the format allows it, all at the end otherwise."""
     from gguf_embed.jobs.outputs import forget_beside, write_stream  # noqa: PLC0415 - keeps --help quick
     from gguf_embed.jobs.sinks import replaced  # noqa: PLC0415
 
     with contextlib.nullcontext(sys.stdout.buffer) if corpus.output is None else replaced(corpus.output) as stream:
-        write_stream(stream, job.rows(), output, dim=job.dim, about=job.about, is_one=len(corpus.texts) == 1)
+        write_stream(stream, job.rows(), output, dim=dim, about=job.about, is_one=len(corpus.texts) == 1)
     if corpus.output is not None:
         forget_beside(corpus.output)
 

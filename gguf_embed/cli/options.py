@@ -120,28 +120,24 @@ def open_model(model: str | None, options: dict[str, Any]) -> Any:
 
 def load_model(embedder: Any) -> None:
     """Plan, fetch with a progress bar, and load."""
-    from gguf_embed.progress import download_progress  # noqa: PLC0415 - keeps --help quick
-
-    with usage_errors():
-        plan = embedder.plan
-    if is_quiet():
-        embedder.load()
-        return
-    with download_progress(f"{plan.model_id} {plan.quant}") as on_progress:
-        embedder.load(on_progress)
+    _with_progress(embedder, embedder.load)
 
 
 def fetch_model(embedder: Any) -> None:
     """Plan, and fetch with a progress bar; nothing is loaded."""
+    _with_progress(embedder, embedder.fetch)
+
+
+def _with_progress(embedder: Any, get: Callable[..., Any]) -> None:
     from gguf_embed.progress import download_progress  # noqa: PLC0415 - keeps --help quick
 
     with usage_errors():
         plan = embedder.plan
     if is_quiet():
-        embedder.fetch()
+        get()
         return
     with download_progress(f"{plan.model_id} {plan.quant}") as on_progress:
-        embedder.fetch(on_progress)
+        get(on_progress)
 
 
 def is_quiet() -> bool:

@@ -20,7 +20,7 @@ from gguf_embed.encoding import EncodeOptions
 from gguf_embed.errors import GGUFEmbedError, JobError
 from gguf_embed.jobs.outputs import Output, write_output
 from gguf_embed.jobs.records import BadRecord, Record
-from gguf_embed.jobs.rows import Row
+from gguf_embed.jobs.rows import Row, RowBlock
 from gguf_embed.jobs.spool import Spool
 from gguf_embed.prompts import resolve_prompt
 from gguf_embed.stream.cache import VectorCache
@@ -135,11 +135,6 @@ class Job:
         self._folder = Path()
 
     @property
-    def dim(self) -> int:
-        """Components of the vectors."""
-        return self._model.dim
-
-    @property
     def progress(self) -> Progress:
         """How far it is."""
         return dataclasses.replace(
@@ -147,11 +142,12 @@ class Job:
             seconds=self._clock() - self._begun_s,
         )  # fmt: skip
 
-    def run(self, output: Output, *, source_identity: Any, restarts: bool = False) -> Progress:
+    def run(self, path: Path, output: Output, *, source_identity: Any, restarts: bool = False) -> Progress:
         """Write all rows to a file; after an interruption the same call goes on where that came.
 
         Args:
-            output: the file.
+            path: of the file.
+            output: how it is written.
             source_identity: what tells this input from another, for JSON.
             restarts: throw away what an earlier run left unfinished.
 
@@ -164,24 +160,19 @@ class Job:
         about = self.about()
         identity = {"gguf_embed": __version__, **about, "source": source_identity} | self._longest()
         identity["with_text"] = self._options.with_text
-        output = dataclasses.replace(output, path=output.path.resolve())
-        with Spool(output.path, dim=self.dim, identity=identity, restarts=restarts) as spool:
+        with Spool(path.resolve(), dim=self._model.dim, identity=identity, restarts=restarts) as spool:
             self._folder = spool.folder
             self._fill(spool)
             write_output(output, spool, about, has_gaps=self.progress.n_failed > 0)
             spool.remove()
         return self.progress
 
-    def rows(self) -> Iterator[tuple[tuple[Row, ...], Any]]:
-        """Make all rows without keeping them.
-
-        Yields:
-            Rows, and their (n, dim) float32.
-        """
+    def rows(self) -> Iterator[RowBlock]:
+        """Make all rows without keeping them."""
         for block in self._blocks(self._texts(n_done=0, chain="")):
             good = [one for one in block.results if one.vector is not None]
             if good:
-                yield tuple(self._row(one) for one in good), block.vectors()
+                yield RowBlock(rows=tuple(self._row(one) for one in good), vectors=block.vectors())
             if self._should_stop():
                 raise JobStoppedError
 
@@ -194,7 +185,7 @@ class Job:
             "quant": self._model.plan.quant,
             "kv_type": self._model.plan.layout.kv_type,
             "fingerprint": self._model.fingerprint,
-            "dim": self.dim,
+            "dim": self._model.dim,
             "normalized": encode.normalize_embeddings,
             "prompt": resolve_prompt(prompts, prompt_name=encode.prompt_name, prompt=encode.prompt, task=encode.task),
             "long_texts": "truncate" if encode.truncate == "end" else chunking.long,

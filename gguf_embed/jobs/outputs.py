@@ -30,16 +30,14 @@ _NEEDS_RANGES = ("int8", "uint8")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
-    """The file that a job makes.
+    """How rows are written.
 
     Attributes:
-        path: of the file.
         output_format: one of sinks.FORMATS.
         precision: of the vectors.
         ranges: (2, dim) for int8 and uint8; None takes those of all vectors.
     """
 
-    path: Path
     output_format: str
     precision: str = "float32"
     ranges: NDArray[np.float32] | None = None
@@ -49,8 +47,8 @@ def write_output(output: Output, spool: Spool, about: Mapping[str, Any], *, has_
     """Make the output of all rows; what lies beside it comes first, so that the output means that all is there.
 
     Args:
-        output: what is wanted.
-        spool: the rows.
+        output: how.
+        spool: the rows, and whose output it is.
         about: what made them.
         has_gaps: whether some texts have no row, so that positions do not tell which has which.
 
@@ -103,7 +101,7 @@ def table_of(
 
     Args:
         blocks: called for the rows, with float32 vectors.
-        output: what is wanted.
+        output: how.
         shape: of all vectors in float32.
         columns: that any row has.
         about: what made them.
@@ -129,7 +127,7 @@ def table_of(
 
 def write_stream(
     stream: IO[bytes],
-    rows: Iterable[tuple[tuple[Row, ...], NDArray[np.float32]]],
+    blocks: Iterable[RowBlock],
     output: Output,
     *,
     dim: int,
@@ -140,8 +138,8 @@ def write_stream(
 
     Args:
         stream: to write to.
-        rows: consecutive ones with their (n, dim) vectors.
-        output: format, precision and ranges; its path is not looked at.
+        blocks: consecutive rows with their (n, dim) float32 vectors.
+        output: how.
         dim: components of the vectors.
         about: called for what made them, where there are some.
         is_one: a single text was given.
@@ -149,7 +147,6 @@ def write_stream(
     Raises:
         InputError: int8 or uint8 of a single row without ranges.
     """
-    blocks: Iterable[RowBlock] = (RowBlock(rows=some, vectors=vectors) for some, vectors in rows)
     columns: tuple[str, ...] = _COLUMNS
     n_rows = 0
     needs_ranges = output.precision in _NEEDS_RANGES and output.ranges is None

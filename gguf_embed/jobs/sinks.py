@@ -55,23 +55,15 @@ def format_of_name(path: Path) -> str | None:
     return _SUFFIXES.get(path.suffix.lower())
 
 
-def write_table(target: Path | IO[bytes], table: Table, *, output_format: str) -> None:
+def write_table(stream: IO[bytes], table: Table, *, output_format: str) -> None:
     """Write rows.
 
     Args:
-        target: a file, replaced whole once everything is written, or a stream.
+        stream: to write to.
         table: what to write; read block by block.
         output_format: one of FORMATS.
-
-    Raises:
-        StorageError: the file cannot be written; what was there stays.
     """
-    write = _WRITERS[output_format]
-    if isinstance(target, Path):
-        with replaced(target) as stream:
-            write(stream, table)
-    else:
-        write(target, table)
+    _WRITERS[output_format](stream, table)
 
 
 @contextlib.contextmanager

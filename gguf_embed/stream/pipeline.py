@@ -293,7 +293,7 @@ class TextStream:
             except _OF_ONE_TEXT as error:
                 into[left[error.index]].error = error
                 for at in np.flatnonzero(np.isnan(rows[:, 0])).tolist():
-                    into[left[at]].error = _of(error, at)
+                    into[left[at]].error = error  # each is named by its own place in the end
                 self._take_finished(left, wanted, rows, into)
                 left = [at for at in left if into[at].row is None and into[at].error is None]
                 if not isinstance(error, NonFiniteEmbeddingError):
@@ -346,14 +346,6 @@ def _parts(pieces: list[_Piece]) -> Iterator[list[_Piece]]:
         part.append(piece)
         n_bytes += size
     yield part
-
-
-def _of(error: GGUFEmbedError, index: int) -> GGUFEmbedError:
-    """Say the same of another text."""
-    other = copy.copy(error)
-    other.message = error.message.replace(f"text {getattr(error, 'index', None)} ", f"text {index} ", 1)
-    other.index = index  # type: ignore[attr-defined]  # all of _OF_ONE_TEXT have one
-    return other
 
 
 def _named(error: GGUFEmbedError, piece: _Piece) -> GGUFEmbedError:
