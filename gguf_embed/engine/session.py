@@ -69,8 +69,7 @@ class Session:
     """
 
     def __init__(self, settings: SessionSettings) -> None:
-        self.settings = settings
-        self.layout = settings.layout
+        self.settings, self.layout = settings, settings.layout
         self._process_id = os.getpid()
         self._lock = threading.RLock()  # one decode at a time
         self._vocab_lock = threading.Lock()  # the tokenizer, which must not wait for a decode
@@ -93,8 +92,7 @@ class Session:
         self.buffers: tuple[Buffer, ...] = (*weights, *last.values())
 
     def _begin(self, model: Model) -> None:
-        self.n_embd = model.n_embd
-        self.max_tokens = min(self.settings.n_ctx_max, model.n_ctx_train)
+        self.n_embd, self.max_tokens = model.n_embd, min(self.settings.n_ctx_max, model.n_ctx_train)
         self._tokenizer = Tokenizer(model, max_tokens=self.max_tokens)
         self._sharing = Sharing(_locked(self._vocab_lock, partial(self._tokenizer.tokenize, truncate="end")))
         if self.settings.pooling_type == "last" and not len(self._tokenizer.closing):
@@ -132,11 +130,7 @@ class Session:
     def tokenize(
         self, texts: Sequence[str], *, truncate: str = "error", prefix: str = "", names: Sequence[int] | None = None
     ) -> tuple[list[Tokens], list[int]]:
-        """Turn texts into ids; see `Tokenizer.tokenize`.
-
-        Raises:
-            ClosedError: after close().
-        """
+        """Turn texts into ids; see `Tokenizer.tokenize`. Raises ClosedError after close()."""
         with self._vocab_lock:
             self._open()
             return self._tokenizer.tokenize(texts, truncate=truncate, prefix=prefix, names=names)
@@ -145,6 +139,13 @@ class Session:
         """Tell what tokens stand for, and whether they are control tokens."""
         with self._vocab_lock:
             return {token: self._open().piece(token) for token in ids}
+
+    def forget(self) -> None:
+        """Embed the next texts as a session just opened would; what they begin with is kept between calls otherwise."""
+        self._open()
+        with self._lock:
+            self._sharing.forget()
+            self._opened().wipe()
 
     def cost_of(self, prompt: str) -> Callable[[Tokens], int]:
         """Tell how many tokens a text after this prompt really costs: those beside what its texts share."""
@@ -232,9 +233,8 @@ class Session:
             GGUFEmbedError: llama.cpp failed, one text has no finite row, or after close().
         """
         rows = np.empty((len(tokens), self.n_embd), dtype=np.float32)
-        positions = np.arange(len(tokens), dtype=np.intp)
         how: dict[str, Any] = {"finish": as_they_are, "batch_size": batch_size, "on_batch": on_batch}
-        self._embed(tokens, rows, positions, names=names, prompt=prompt, **how)
+        self._embed(tokens, rows, np.arange(len(tokens), dtype=np.intp), names=names, prompt=prompt, **how)
         return rows
 
     def _embed(

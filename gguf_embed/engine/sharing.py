@@ -64,6 +64,10 @@ class Sharing:
         self._seen.extend((whole, beginning) for whole, beginning in few if whole not in known)
         return groups
 
+    def forget(self) -> None:
+        """Group the next texts as if they were the first."""
+        self._seen.clear()
+
     def n_prompt_tokens(self, prompt: str, decoder: Decoder) -> int:
         """Count the tokens of a prompt that its texts can share."""
         n_prefix_max = decoder.n_prefix_max

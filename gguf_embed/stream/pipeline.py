@@ -276,6 +276,8 @@ class TextStream:
     def _compute(self, texts: Sequence[str], into: Sequence[_Embedded]) -> None:
         """Embed different texts; one that cannot be does not stop the others."""
         session = self._model.open_as_fetched()
+        if isinstance(session, Session):  # a worker's decodes hang on what others ask of it anyway
+            session.forget()  # so that a block's bits do not hang on the blocks before it
         left = list(range(len(texts)))
         while left:
             wanted = [texts[at] for at in left]

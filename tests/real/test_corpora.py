@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,6 +20,9 @@ import pytest
 
 from gguf_embed import Chunking, Embedder, EncodeOptions, Limits, VectorCache
 from gguf_embed.errors import InvalidTextError, ModelLoadError, TextTooLongError
+from gguf_embed.jobs.job import Job, JobOptions, JobStoppedError
+from gguf_embed.jobs.outputs import Output
+from gguf_embed.jobs.records import Record
 
 PROGRAM = [sys.executable, "-c", "from gguf_embed.cli import main; main()"]
 # Runs a command line and prints the process's peak memory.
@@ -131,6 +135,23 @@ def test_kill_and_go_on(lines, undisturbed, tmp_path, starter_cache, suffix, cac
             undisturbed / f"whole{suffix}.meta.json"
         ).read_bytes()
     assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
+
+
+def test_a_causal_model_with_a_prompt_goes_on_bit_for_bit(registered, tmp_path):
+    """What texts begin with is kept between calls of a session; a block of a job must not hang on the blocks before."""
+    texts = [f"{number} {' '.join(WORDS[number % 5 : 5 + number % 9])}" for number in range(1300)]
+    records = [Record(text=text, place=f"line {number}") for number, text in enumerate(texts)]
+    observer = SimpleNamespace(on_progress=lambda _: None, on_bad=None)
+    how, options = Output(output_format="npy"), JobOptions(encode=EncodeOptions(prompt_name="query"))
+    with Embedder(str(registered)) as model:
+        Job(model, records, options, observer=observer).run(tmp_path / "whole.npy", how, source_identity=None)
+        stopped = Job(model, records, options, observer=observer, should_stop=lambda: True)
+        with pytest.raises(JobStoppedError):
+            stopped.run(tmp_path / "o.npy", how, source_identity=None)
+    with Embedder(str(registered)) as model:
+        done = Job(model, records, options, observer=observer).run(tmp_path / "o.npy", how, source_identity=None)
+    assert done.n_resumed > 0 < done.n_decoded
+    assert (tmp_path / "o.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
 
 
 def test_ctrl_c_finishes_the_block(lines, tmp_path, starter_cache):
