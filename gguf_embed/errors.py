@@ -20,8 +20,8 @@ It knows no other module: messages and facts are given by whoever raises.
     │  │  ├─ AllocationError            path
     │  │  ├─ InvalidGGUFError           path
     │  │  └─ UnsupportedModelError      path (architecture, pooling, EOS, split file)
-    │  ├─ DecodeError                   return_code
-    │  ├─ NonFiniteEmbeddingError       index
+    │  ├─ DecodeError                   return_code, index, others
+    │  ├─ NonFiniteEmbeddingError       index, others
     │  ├─ WorkerCrashedError            why, return_code
     │  └─ ClosedError
     ├─ InputError (+ValueError)
@@ -29,6 +29,7 @@ It knows no other module: messages and facts are given by whoever raises.
     │  ├─ InvalidTextError              index, reason
     │  └─ DimensionError                dim, allowed
     ├─ JobError                         path
+    ├─ RemoteError                      url
     └─ MissingExtraError (+ImportError) extra
 
 The caller's own mistakes (a negative batch_size, bytes instead of str) are stock TypeError and ValueError.
@@ -62,6 +63,7 @@ __all__ = [
     "NonFiniteEmbeddingError",
     "OfflineError",
     "RegistryError",
+    "RemoteError",
     "StorageError",
     "TextTooLongError",
     "UnknownModelError",
@@ -232,19 +234,33 @@ class UnsupportedModelError(ModelLoadError):
 
 
 class DecodeError(BackendError):
-    """llama_decode returned an error code."""
+    """llama_decode returned an error code.
 
-    def __init__(self, message: str, *, return_code: int) -> None:
-        super().__init__(message, return_code=return_code)
+    Attributes:
+        return_code: of llama_decode, 0 where it gave the wrong rows.
+        index: position of the text that cannot be decoded, None where no text is to blame.
+        others: the errors of further texts of the same call.
+    """
+
+    def __init__(self, message: str, *, return_code: int, index: int | None = None) -> None:
+        super().__init__(message, return_code=return_code, index=index, others=())
         self.return_code: int
+        self.index: int | None
+        self.others: tuple[BackendError, ...]
 
 
 class NonFiniteEmbeddingError(BackendError):
-    """The model gave NaN, infinity or all zeros for this text, alone and on the CPU too."""
+    """The model gave NaN, infinity or all zeros for this text, alone and on the CPU too.
+
+    Attributes:
+        index: position of the text in the call, from 0.
+        others: the errors of further texts of the same call.
+    """
 
     def __init__(self, message: str, *, index: int) -> None:
-        super().__init__(message, index=index)
+        super().__init__(message, index=index, others=())
         self.index: int
+        self.others: tuple[BackendError, ...]
 
 
 class WorkerCrashedError(BackendError):
@@ -313,6 +329,18 @@ class JobError(GGUFEmbedError):
     def __init__(self, message: str, *, path: Path) -> None:
         super().__init__(message, path=path)
         self.path: Path
+
+
+class RemoteError(GGUFEmbedError):
+    """A server that was asked for vectors did not give them.
+
+    Attributes:
+        url: that was asked, without a password.
+    """
+
+    def __init__(self, message: str, *, url: str) -> None:
+        super().__init__(message, url=url)
+        self.url: str
 
 
 class MissingExtraError(GGUFEmbedError, ImportError):

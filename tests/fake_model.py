@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from gguf_embed.embedder import Embedder
+from gguf_embed.engine.rescue import Rescue
 from gguf_embed.engine.session import Session
 from gguf_embed.engine.sharing import Sharing
 from gguf_embed.engine.tokenizing import Tokenizer
@@ -67,6 +68,7 @@ class _Decoder:
 
     def decode(self, texts, *, n_prefix=0):
         known = [self._words.text(ids.tolist()) for ids in texts]
+        self._model.decoding = known
         self._model.on_decode()
         self._model.decodes.append(known)
         rows = np.array([raw_row(text) for text in known], dtype=np.float32)
@@ -92,7 +94,9 @@ class _Session(Session):
         self._process_id = os.getpid()
         self._lock, self._vocab_lock = threading.RLock(), threading.Lock()
         self._decoder = _Decoder(words, model, n_batch=model.n_batch)
-        self._crew = self._on_cpu = None
+        self._crew = None
+        self._rescue = Rescue(self.settings)
+        self._rescue._plain = self._decoder
         self._model, self.n_embd, self.max_tokens = words, N_EMBD, model.longest
         self._tokenizer = Tokenizer(words, max_tokens=model.longest)
         self._sharing = Sharing(self._tokenizer.tokenize)
@@ -111,6 +115,7 @@ class FakeModel:
         decodes: the texts of each decode, prompts included.
         n_opened: how often it was asked for its session.
         on_decode: called before each decode.
+        decoding: the texts of the decode that is about to be.
     """
 
     config = None
@@ -122,7 +127,7 @@ class FakeModel:
             model_id=name, prompts=PromptSet(query=QUERY), matryoshka=Matryoshka(dims=(3, 2)), n_embd=N_EMBD
         )
         self.n_embd = N_EMBD
-        self.decodes = []
+        self.decodes, self.decoding = [], []
         self.n_opened = 0
         self.on_decode = lambda: None
         self._session = None

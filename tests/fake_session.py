@@ -28,8 +28,8 @@ class _Layout:
 class FakeSession:
     """A token is a word; a row is the number of words, the first word's length, and the process that made it.
 
-    Some words do things: "abort" and "exit" end the process, "slow" takes a while, "broken" fails its decode, and
-    "tokenizer-abort" ends it before any decode.
+    Some words do things: "abort" and "exit" end the process, "slow" takes a while, "hang" ten minutes, "broken" fails
+    its decode, and "tokenizer-abort" ends it before any decode.
     """
 
     def __init__(self, slow_s=0.05):
@@ -70,6 +70,8 @@ class FakeSession:
                 os.abort()
             if "exit" in text:
                 os._exit(7)
+            if "hang" in text:
+                time.sleep(600)
             if "slow" in text:
                 time.sleep(self._slow_s)
             if "broken" in text:

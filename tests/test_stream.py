@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from gguf_embed import vectors
 from gguf_embed.encoding import EncodeOptions
 from gguf_embed.errors import (
+    AllocationError,
     DecodeError,
     DimensionError,
     InvalidTextError,
@@ -152,17 +154,38 @@ def test_what_cannot_be_done_is_told_before_anything_is_read():
 
 
 def test_what_no_text_is_to_blame_for_ends_the_stream(small_blocks):
-    """A failed decode is raised, after the blocks before it."""
+    """Refused memory is raised, after the blocks before it."""
     model = FakeModel()
     blocks = TextStream(model, RAW, chunking=Chunking(), cache=None).blocks(plain_texts(["a", "b"] * 4))
     next(blocks)
 
     def fail():
-        raise DecodeError("broken", return_code=-3)
+        raise AllocationError("no memory", path=Path("fake.gguf"))
 
     model.on_decode = fail
-    with pytest.raises(DecodeError):
+    with pytest.raises(AllocationError):
         next(blocks)
+
+
+def test_a_text_that_cannot_be_decoded_is_named_and_the_others_are_right(small_blocks):
+    """A decode that fails with one text of many costs that text alone."""
+    model = FakeModel()
+
+    def fail():
+        if any("c" in text.split() for text in model.decoding):
+            raise DecodeError("broken", return_code=-3)
+
+    model.on_decode = fail
+    texts = ["a", "b", "c", "a b"] * 3
+    blocks = list(TextStream(model, RAW, chunking=Chunking(), cache=None).blocks(plain_texts(texts)))
+    results = [one for block in blocks for one in block.results]
+    for one in results:
+        if one.text == "c":
+            assert isinstance(one.error, DecodeError)
+            assert one.error.index == one.id
+            assert f"text {one.id} " in str(one.error)
+        else:
+            assert one.vector.tolist() == raw_row(one.text)
 
 
 # Blocks

@@ -21,6 +21,7 @@ from gguf_embed.engine.canary import open_both_ways
 from gguf_embed.engine.crew import Crew
 from gguf_embed.engine.decoder import Decoder
 from gguf_embed.engine.repeats import Repeats
+from gguf_embed.engine.rescue import Rescue, decode_or_nan, raise_first
 from gguf_embed.engine.settings import SessionSettings
 from gguf_embed.engine.sharing import Sharing
 from gguf_embed.engine.tokenizing import OVERRIDES, Tokenizer, Tokens
@@ -30,7 +31,6 @@ from gguf_embed.errors import (
     ClosedError,
     DecodeError,
     InputError,
-    NonFiniteEmbeddingError,
     UnsupportedModelError,
 )
 from gguf_embed.native.buffers import Buffer, recording
@@ -75,7 +75,7 @@ class Session:
         self._vocab_lock = threading.Lock()  # the tokenizer, which must not wait for a decode
         self._decoder: Decoder | None = None
         self._crew: Crew | None = None
-        self._on_cpu: Session | None = None
+        self._rescue = Rescue(settings)
         overrides = dict(OVERRIDES)
         if settings.add_eos is not None:
             overrides["tokenizer.ggml.add_eos_token"] = settings.add_eos
@@ -277,61 +277,28 @@ class Session:
     ) -> Iterator[tuple[list[int], Float32Matrix]]:
         """Decode batches side by side where that can be, else one after the other; yield each with its rows."""
         texts = [[tokens[member] for member in members] for members in batches]
-        errors: list[Exception] = []
-        found = self._crew.decode(texts) if self._crew is not None else None
-        if found is not None:
-            for members, batch, rows in zip(batches, texts, found, strict=True):
-                with self._lock:
-                    errors += self._guarded(rows, batch, names[members])
-                yield members, rows
-            if errors:
-                raise errors[0]
-            return
-        for members, batch in zip(batches, texts, strict=True):
+        errors: list[BackendError] = []
+        found = self._decoded_together(texts)
+        for at, (members, batch) in enumerate(zip(batches, texts, strict=True)):
             with self._lock:
-                rows = self._opened().decode(batch, n_prefix=n_prefix)
-                errors += self._guarded(rows, batch, names[members])
+                decoder = self._opened()
+                if found is None:
+                    rows = decode_or_nan(decoder, batch, n_embd=self.n_embd, n_prefix=n_prefix)
+                else:
+                    rows = found[at]
+                errors += self._rescue.mend(rows, batch, names[members], decoder)
             yield members, rows
-            if errors:
-                raise errors[0]
+            if found is None:
+                raise_first(errors)
+        raise_first(errors)
 
-    def _guarded(self, rows: Float32Matrix, texts: list[Tokens], names: NDArray[np.intp]) -> list[Exception]:
-        """Give every text whose row is not finite another chance alone, then on the CPU; else make its row NaN."""
-        errors: list[Exception] = []
-        for index in map(int, np.flatnonzero(~_is_sound(rows))):
-            try:
-                rows[index] = self._rescue(texts[index], int(names[index]))
-            except NonFiniteEmbeddingError as error:
-                rows[index] = np.nan
-                errors.append(error)
-        return errors
-
-    def _rescue(self, ids: Tokens, index: int) -> Float32Matrix:
-        """Embed one text again: alone, then on the CPU. Returns (1, n_embd)."""
-        decoder = self._opened()
-        decoder.wipe()
-        row = decoder.decode([ids])
-        if _is_sound(row)[0]:
-            logger.warning("text %d gave a non-finite embedding in a batch; alone it is right", index)
-            return row
-        decoder.wipe()
-        if self.layout.devices:
-            if self._on_cpu is None:
-                on_cpu = dataclasses.replace(
-                    self.layout, devices=(), tensor_split=(), n_gpu_layers=0, is_output_on_host=False, load_mode="mmap"
-                )
-                self._on_cpu = Session(dataclasses.replace(self.settings, layout=on_cpu))
-            row = self._on_cpu._opened().decode([ids])  # noqa: SLF001 - the same class
-            if _is_sound(row)[0]:
-                logger.warning(
-                    "text %d gave a non-finite embedding on %s; taken from the CPU", index, self.layout.devices[0]
-                )
-                return row
-        raise NonFiniteEmbeddingError(
-            f"text {index} has no finite embedding in {self.settings.path.name}, alone and on the CPU too; "
-            "another quantization may embed it",
-            index=index,
-        )
+    def _decoded_together(self, texts: list[list[Tokens]]) -> list[Float32Matrix] | None:
+        """Decode batches side by side; None where that cannot be, or failed."""
+        try:
+            return self._crew.decode(texts) if self._crew is not None else None
+        except DecodeError as error:
+            logger.warning("%d batches side by side failed, and are decoded one after the other: %s", len(texts), error)
+            return None
 
     def _opened(self) -> Decoder:
         if self._decoder is None:
@@ -355,13 +322,12 @@ class Session:
         if self._crew is not None:
             self._crew.close()  # first and alone: its call may want the lock to save a row
         with self._lock, self._vocab_lock:
-            if self._on_cpu is not None:
-                self._on_cpu.close()
+            self._rescue.close()
             if self._decoder is not None:
                 self._decoder.close()
             if self._model is not None:
                 self._model.close()
-            self._on_cpu = self._decoder = self._model = None
+            self._decoder = self._model = None
 
 
 def _decoder_of(settings: SessionSettings, model: Model, layout: Layout, *, n_threads: int | None = None) -> Decoder:
@@ -377,11 +343,6 @@ def _locked(lock: threading.Lock, function: Callable[..., T]) -> Callable[..., T
             return function(*arguments, **options)
 
     return call
-
-
-def _is_sound(rows: Float32Matrix) -> NDArray[np.bool_]:
-    """Which rows are finite and not all zeros."""
-    return np.asarray(np.isfinite(rows).all(axis=1) & rows.any(axis=1))
 
 
 def as_they_are(rows: Float32Matrix) -> Float32Matrix:

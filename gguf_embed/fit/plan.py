@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from gguf_embed.config import DEVICE_NAME, MAX_THREADS, Config
 from gguf_embed.fit.memory import MemoryCost
 from gguf_embed.models.header import ModelFacts
-from gguf_embed.native.layout import KV_TYPES, Layout
+from gguf_embed.native.layout import Layout
 
 __all__ = ["Candidate", "Limits", "Plan", "Rejection"]
+
+_KV_TYPES = ("f16", "q8_0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +56,8 @@ class Limits:
     def __post_init__(self) -> None:
         if self.device is not None and not DEVICE_NAME.fullmatch(self.device):
             raise ValueError(f"device is {self.device!r}; it is auto, gpu, cpu or a name such as CUDA0 or cuda:1")
-        if self.kv_type not in (None, *KV_TYPES):
-            raise ValueError(f"kv_type is {self.kv_type!r}; it is one of {', '.join(KV_TYPES)}")
+        if self.kv_type not in (None, *_KV_TYPES):
+            raise ValueError(f"kv_type is {self.kv_type!r}; it is one of {', '.join(_KV_TYPES)}")
         for name in ("memory_bytes", "n_ctx", "n_threads"):
             value = getattr(self, name)
             if value is not None and value < 1:

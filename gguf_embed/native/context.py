@@ -16,7 +16,7 @@ from gguf_embed.errors import AllocationError, ClosedError, DecodeError, ModelLo
 from gguf_embed.native.backend import backend, clear_errors, last_error, ran_out_of_memory
 from gguf_embed.native.head import HeadStop
 from gguf_embed.native.interrupts import interrupt_deferred
-from gguf_embed.native.layout import KV_TYPES, Layout
+from gguf_embed.native.layout import FLASH_ATTN_TYPES, KV_TYPES, Layout
 from gguf_embed.native.llama import POOLING_TYPES, Model
 
 __all__ = ["Context"]
@@ -76,7 +76,7 @@ class Context:
         params.n_batch = params.n_ubatch = layout.n_ubatch
         params.n_seq_max = layout.n_seq_max
         params.n_threads = params.n_threads_batch = n_threads
-        params.flash_attn_type = self._binding.LLAMA_FLASH_ATTN_TYPE_AUTO
+        params.flash_attn_type = FLASH_ATTN_TYPES[layout.flash_attn]
         params.type_k = params.type_v = KV_TYPES[layout.kv_type]
         params.kv_unified = True
         params.no_perf = True

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["KV_TYPES", "LOAD_MODES", "Layout"]
+__all__ = ["FLASH_ATTN_TYPES", "KV_TYPES", "LOAD_MODES", "Layout"]
 
 # Source: include/llama.h, enum llama_load_mode; ggml/include/ggml.h, enum ggml_type.
 LOAD_MODES = {"none": 0, "mmap": 1}
-KV_TYPES = {"f16": 1, "q8_0": 8}
+KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8}
+# Source: include/llama.h, enum llama_flash_attn_type.
+FLASH_ATTN_TYPES = {"auto": -1, "off": 0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +30,7 @@ class Layout:
         tensor_split: layers of n_gpu_layers for each of several devices; () for one.
         is_output_on_host: keep the vocabulary projection off the device all the same.
         kv_type: a key of KV_TYPES.
+        flash_attn: a key of FLASH_ATTN_TYPES; "auto" has it where llama.cpp can.
         skips_head: stop before the vocabulary projection (last-token models).
         use_extra_bufts: let llama.cpp reorder weights on the host for other kernels (its --repack).
         n_contexts: contexts side by side: one with all threads for what comes alone, the others with a share each for
@@ -43,6 +46,7 @@ class Layout:
     tensor_split: tuple[int, ...] = ()
     is_output_on_host: bool = False
     kv_type: str = "f16"
+    flash_attn: str = "auto"
     skips_head: bool = False
     use_extra_bufts: bool = True
     n_contexts: int = 1
@@ -62,6 +66,8 @@ class Layout:
             raise ValueError(f"n_contexts is {self.n_contexts}; it is at least 1")
         if self.kv_type not in KV_TYPES:
             raise ValueError(f"kv_type is {self.kv_type!r}; it is one of {', '.join(KV_TYPES)}")
+        if self.flash_attn not in FLASH_ATTN_TYPES:
+            raise ValueError(f"flash_attn is {self.flash_attn!r}; it is one of {', '.join(FLASH_ATTN_TYPES)}")
         if self.load_mode not in LOAD_MODES:
             raise ValueError(f"load_mode is {self.load_mode!r}; it is one of {', '.join(LOAD_MODES)}")
         if self.n_gpu_layers < 0 or bool(self.n_gpu_layers) != bool(self.devices):

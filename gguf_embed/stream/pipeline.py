@@ -18,7 +18,15 @@ from gguf_embed import vectors
 from gguf_embed.encoding import EncodeOptions, prepare
 from gguf_embed.engine.session import Session, as_they_are
 from gguf_embed.engine.worker import Worker
-from gguf_embed.errors import GGUFEmbedError, InvalidTextError, NonFiniteEmbeddingError, TextTooLongError
+from gguf_embed.errors import (
+    DecodeError,
+    GGUFEmbedError,
+    InputError,
+    InvalidTextError,
+    NonFiniteEmbeddingError,
+    TextTooLongError,
+    WorkerCrashedError,
+)
 from gguf_embed.models.specs import ModelSpec
 from gguf_embed.stream.cache import CachedRow, VectorCache
 from gguf_embed.stream.chunking import Chunking, Span
@@ -34,7 +42,7 @@ OnBatch = Callable[[int, int], None]
 # same blocks whatever is cached, so that an interrupted job repeats the decodes that it would have made.
 _N_PIECES_BLOCK = 1024
 _N_BYTES_BLOCK = 64 << 10
-_OF_ONE_TEXT = (TextTooLongError, InvalidTextError, NonFiniteEmbeddingError)
+_OF_ONE_TEXT = (TextTooLongError, InvalidTextError, NonFiniteEmbeddingError, DecodeError)
 
 
 class StreamModel(Protocol):
@@ -283,26 +291,48 @@ class TextStream:
             wanted = [texts[at] for at in left]
             rows = np.full((len(left), self._model.n_embd), np.inf, dtype=np.float32)  # until they are decoded
             try:
-                n_tokens, truncated = session.embed_texts(
-                    wanted,
-                    rows,
-                    finish=as_they_are,
-                    truncate=self._truncate,
-                    prefix=self._how.prefix,
-                    batch_size=self._options.batch_size,
-                    on_batch=self._on_batch,
-                )
+                n_tokens, truncated = self._run(session, wanted, rows)
             except _OF_ONE_TEXT as error:
-                into[left[error.index]].error = error
-                for at in np.flatnonzero(np.isnan(rows[:, 0])).tolist():
-                    into[left[at]].error = error  # each is named by its own place in the end
+                if error.index is None:
+                    raise
+                for one in (error, *getattr(error, "others", ())):
+                    into[left[one.index]].error = one
                 self._take_finished(left, wanted, rows, into)
                 left = [at for at in left if into[at].row is None and into[at].error is None]
-                if not isinstance(error, NonFiniteEmbeddingError):
+                if isinstance(error, InputError):
                     left = self._without_refused(left, texts, into)
+            except WorkerCrashedError:
+                self._take_finished(left, wanted, rows, into)
+                self._each_alone([at for at in left if into[at].row is None], texts, into)
+                return
             else:
                 _take(left, rows, n_tokens, set(truncated), into)
                 return
+
+    def _run(self, session: Session | Worker, texts: Sequence[str], rows: Float32Matrix) -> tuple[list[int], list[int]]:
+        return session.embed_texts(
+            texts,
+            rows,
+            finish=as_they_are,
+            truncate=self._truncate,
+            prefix=self._how.prefix,
+            batch_size=self._options.batch_size,
+            on_batch=self._on_batch,
+        )
+
+    def _each_alone(self, which: list[int], texts: Sequence[str], into: Sequence[_Embedded]) -> None:
+        """Embed texts one at a time after a crash, so that the one of which the worker dies is known."""
+        session = self._model.open_as_fetched()
+        for at in which:
+            row = np.empty((1, self._model.n_embd), dtype=np.float32)
+            if isinstance(session, Worker):
+                session.open()  # raises where it is not started again for now, whatever the text
+            try:
+                n_tokens, truncated = self._run(session, [texts[at]], row)
+            except (*_OF_ONE_TEXT, WorkerCrashedError) as error:
+                into[at].error = error
+            else:
+                _take([at], row, n_tokens, set(truncated), into)
 
     def _take_finished(
         self, which: list[int], texts: list[str], rows: Float32Matrix, into: Sequence[_Embedded]
@@ -358,5 +388,5 @@ def _named(error: GGUFEmbedError, piece: _Piece) -> GGUFEmbedError:
         named.message = f"{place} {error.message.removeprefix(where)}"
     else:
         named.message = f"{place}: {error.message}"
-    named.index = piece.index  # type: ignore[attr-defined]  # all of _OF_ONE_TEXT have one
+    named.index = piece.index  # type: ignore[attr-defined]  # a worker's crash has none of its own
     return named
