@@ -48,12 +48,12 @@ class Embedder:
             "./file.gguf", or a path; None takes the configured one.
         device: "auto", "gpu", "cpu" or a device's name ("CUDA1", "cuda:1", "mps"); wins over limits.
         limits: memory, longest text and threads that the plan may use; what they leave open is as configured.
-        prefer: "default", "quality" (F16 and Q8_0 first), "speed" or "small".
+        prefer: "default", "quality" (F16 and Q8_0 first), "speed", "small" or "measured" (by `gguf-embed eval`).
         truncate_dim: components to keep of every vector (MRL).
         pooling_type: "last", "mean" or "cls", for a file whose header does not say.
         add_eos: end texts with EOS, for a file whose header does not say.
-        isolation: None to run in this process; "process" for a child, whose crash fails the calls that it was at
-            (WorkerCrashedError) and leaves this process alone.
+        isolation: "process" for a child, whose crash (WorkerCrashedError) leaves this process alone; None for none.
+        expect_fingerprint: of vectors made before; any others are refused with a FingerprintError.
 
     Raises:
         UnknownModelError: nothing answers to `model`.
@@ -62,7 +62,7 @@ class Embedder:
         ConfigError: a setting cannot be used.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what an Embedder is told
         self,
         model: str | os.PathLike[str] | None = None,
         *,
@@ -73,6 +73,7 @@ class Embedder:
         pooling_type: str | None = None,
         add_eos: bool | None = None,
         isolation: str | None = None,
+        expect_fingerprint: str | None = None,
     ) -> None:
         if isolation not in (None, "process"):
             raise ValueError(f"isolation is {isolation!r}; it is None or 'process'")
@@ -83,6 +84,7 @@ class Embedder:
             prefer=prefer,
             overrides=Overrides(pooling_type=pooling_type, add_eos=add_eos),
             in_process=isolation is None,
+            expects=expect_fingerprint,
         )
         self._truncate_dim = truncate_dim
         spec = self._model.spec
@@ -130,24 +132,22 @@ class Embedder:
 
     @property
     def fingerprint(self) -> str:
-        """32 hex digits that are equal only where vectors compare: file, pooling, EOS, prompts and length.
+        """32 hex digits, equal only where vectors compare (see fingerprints.Recipe); may read the whole file once."""
+        return self.fingerprint_of(EncodeOptions())
 
-        Reads the whole file once where its checksum is not known from the cache.
-        """
-        return self._model.fingerprint(self.dim)
+    def fingerprint_of(self, options: EncodeOptions) -> str:
+        """Return the fingerprint of vectors that are made with these options."""
+        return self._model.fingerprint(options.truncate_dim or self.dim, normalize=options.normalize_embeddings)
 
     def fetch(self, on_progress: OnProgress | None = None) -> Path:
         """Plan and fetch now, without loading; as `load` otherwise."""
         return self._model.fetch(on_progress)
 
     def load(self, on_progress: OnProgress | None = None) -> Path:
-        """Plan, fetch and load now.
+        """Plan, fetch and load now, and return the file.
 
         Args:
             on_progress: called while downloading, with bytes present and bytes in all.
-
-        Returns:
-            The file that was loaded.
 
         Raises:
             GGUFEmbedError: whatever stands in the way, each with its own class.
@@ -195,11 +195,10 @@ class Embedder:
             NonFiniteEmbeddingError: the model gave no usable vector for one text.
             ClosedError: after close().
         """
-        options = EncodeOptions(
+        return self._encode(inputs, show_progress_bar, EncodeOptions(
             prompt_name=prompt_name, prompt=prompt, batch_size=batch_size, precision=precision,
             normalize_embeddings=normalize_embeddings, truncate_dim=truncate_dim, truncate=truncate,
-        )  # fmt: skip
-        return self._encode(inputs, options, show_progress_bar=show_progress_bar)
+        ))  # fmt: skip
 
     @overload
     def encode_query(self, inputs: str, **options: Unpack[QueryKeywords]) -> NDArray[np.float32]: ...
@@ -223,11 +222,10 @@ class Embedder:
 
         `task` takes the place of the default task in the prompt; a model that takes none raises ValueError.
         """
-        options = EncodeOptions(
+        return self._encode(inputs, show_progress_bar, EncodeOptions(
             prompt_name=prompt_name, prompt=prompt, task=task, batch_size=batch_size, precision=precision,
             normalize_embeddings=normalize_embeddings, truncate_dim=truncate_dim, truncate=truncate,
-        )  # fmt: skip
-        return self._encode(inputs, options, show_progress_bar=show_progress_bar)
+        ))  # fmt: skip
 
     @overload
     def encode_document(self, inputs: str, **options: Unpack[EncodeKeywords]) -> NDArray[np.float32]: ...
@@ -247,11 +245,10 @@ class Embedder:
         truncate: str = "error",
     ) -> NDArray[Any]:
         """Turn documents into vectors, with the model's document prompt where it has one; as `encode` otherwise."""
-        options = EncodeOptions(
+        return self._encode(inputs, show_progress_bar, EncodeOptions(
             prompt_name=prompt_name, prompt=prompt, batch_size=batch_size, precision=precision,
             normalize_embeddings=normalize_embeddings, truncate_dim=truncate_dim, truncate=truncate,
-        )  # fmt: skip
-        return self._encode(inputs, options, show_progress_bar=show_progress_bar)
+        ))  # fmt: skip
 
     def report(
         self, inputs: Iterable[str], options: EncodeOptions | None = None, *, on_batch: OnProgress | None = None
@@ -276,6 +273,7 @@ class Embedder:
         truncated: list[int] = []
         if texts:
             session, opened = self._model.open()
+            self._model.check_fingerprint(how.dim, normalize=options.normalize_embeddings)
             n_tokens, truncated = session.embed_texts(
                 texts,
                 embeddings,
@@ -338,6 +336,7 @@ class Embedder:
             self._model, options, truncate_dim=self._truncate_dim, chunking=chunking or Chunking(), cache=rows,
             on_batch=on_batch,
         )  # fmt: skip
+        self._model.check_fingerprint(stream.dim, normalize=options.normalize_embeddings)
         return closing(rows, stream.blocks(texts)) if rows is not None and cache is True else stream.blocks(texts)
 
     def encode_multi_dim(
@@ -348,7 +347,7 @@ class Embedder:
         Args:
             inputs: the texts.
             dims: components to keep; each is checked before anything is embedded.
-            options: how, as for `report`; its truncate_dim is not looked at.
+            options: as for `report`, but for truncate_dim.
 
         Returns:
             By length, (n, dim) as `encode` gives it for that truncate_dim.
@@ -378,7 +377,7 @@ class Embedder:
         """Return the cosine of the first of `a` with the first of `b`, and so on, (n,) float32."""
         return vectors.similarity_pairwise(a, b)
 
-    def _encode(self, inputs: str | Sequence[str], options: EncodeOptions, *, show_progress_bar: bool) -> NDArray[Any]:
+    def _encode(self, inputs: str | Sequence[str], show_progress_bar: bool, options: EncodeOptions) -> NDArray[Any]:
         texts = [inputs] if isinstance(inputs, str) else as_list(inputs)
         with texts_progress(len(texts)) if show_progress_bar else contextlib.nullcontext() as on_batch:
             report = self.report(texts, options, on_batch=on_batch)

@@ -29,6 +29,7 @@ It knows no other module: messages and facts are given by whoever raises.
     │  ├─ InvalidTextError              index, reason
     │  └─ DimensionError                dim, allowed
     ├─ JobError                         path
+    ├─ FingerprintError                 expected, actual
     ├─ RemoteError                      url
     └─ MissingExtraError (+ImportError) extra
 
@@ -51,6 +52,7 @@ __all__ = [
     "DimensionError",
     "DoesNotFitError",
     "DownloadError",
+    "FingerprintError",
     "GGUFEmbedError",
     "HubError",
     "InputError",
@@ -341,6 +343,20 @@ class RemoteError(GGUFEmbedError):
     def __init__(self, message: str, *, url: str) -> None:
         super().__init__(message, url=url)
         self.url: str
+
+
+class FingerprintError(GGUFEmbedError):
+    """Vectors would not compare with those that they are for.
+
+    Attributes:
+        expected: the fingerprint that was asked for.
+        actual: of the vectors that this file gives.
+    """
+
+    def __init__(self, message: str, *, expected: str, actual: str) -> None:
+        super().__init__(message, expected=expected, actual=actual)
+        self.expected: str
+        self.actual: str
 
 
 class MissingExtraError(GGUFEmbedError, ImportError):

@@ -6,6 +6,7 @@ It joins catalog, selection and opening; it must not know texts or vectors.
 from __future__ import annotations
 
 import logging
+import shlex
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,13 +15,13 @@ from gguf_embed.config import load_config
 from gguf_embed.encoding import EncodeOptions
 from gguf_embed.engine.session import Session
 from gguf_embed.engine.worker import Worker
-from gguf_embed.errors import ClosedError, DoesNotFitError, ModelLoadError
+from gguf_embed.errors import ClosedError, DoesNotFitError, FingerprintError, ModelLoadError
 from gguf_embed.fit.planner import Limits
 from gguf_embed.models.catalog import Catalog
 from gguf_embed.models.specs import ModelSpec
 from gguf_embed.opening import Opened, Wish, open_session, open_worker
 from gguf_embed.prompts import PromptSet
-from gguf_embed.selection import Overrides, Selection, fingerprint, row_identity, select
+from gguf_embed.selection import Overrides, Selection, recipe, row_identity, select
 
 __all__ = ["LazyModel"]
 
@@ -38,6 +39,7 @@ class LazyModel:
         prefer: which quantizations come first.
         overrides: what the caller knows better than the file.
         in_process: whether it runs in this process; else in a child.
+        expects: the fingerprint that all vectors are to have, None for any.
 
     Attributes:
         text: the reference.
@@ -51,13 +53,20 @@ class LazyModel:
     """
 
     def __init__(
-        self, text: str | None, *, limits: Limits, prefer: str, overrides: Overrides, in_process: bool
+        self,
+        text: str | None,
+        *,
+        limits: Limits,
+        prefer: str,
+        overrides: Overrides,
+        in_process: bool,
+        expects: str | None = None,
     ) -> None:
         self.config = load_config()
         self.text = self.config.model if text is None else text
         self._catalog = Catalog(self.config)
         self._limits, self._prefer, self._overrides = limits.over(self.config), prefer, overrides
-        self._in_process = in_process
+        self._in_process, self._expects = in_process, expects
         self.spec: ModelSpec | None = self._catalog.parse(self.text).spec
         self._lock = threading.RLock()
         self._selection: Selection | None = None
@@ -134,10 +143,28 @@ class LazyModel:
                 self._check_unchanged(self._opened.path)
             return self._session, self._opened
 
-    def fingerprint(self, dim: int) -> str:
+    def fingerprint(self, dim: int, *, normalize: bool = True) -> str:
         """Tell vectors of `dim` components apart that do not compare; fetches the file, and does not load it."""
         path = self.fetch()
-        return fingerprint(self.selection(), path, prompts=self.prompts, dim=dim)
+        return recipe(self.selection(), path, dim=dim, normalize=normalize).fingerprint
+
+    def check_fingerprint(self, dim: int, *, normalize: bool) -> None:
+        """Refuse to give vectors that are not the expected ones; fetches the file where some are expected.
+
+        Raises:
+            FingerprintError: they would not compare with those of before.
+        """
+        if self._expects is None:
+            return
+        actual = self.fingerprint(dim, normalize=normalize)
+        if actual != self._expects:
+            raise FingerprintError(
+                f"{self.text} gives vectors with fingerprint {actual}, and {self._expects} is expected: the two do not "
+                "compare. Name the quantization and the dimension of before, or embed all anew. What a fingerprint "
+                f"stands for: gguf-embed show {shlex.quote(self.text)} --json",
+                expected=self._expects,
+                actual=actual,
+            )
 
     def row_identity(self) -> str:
         """Tell raw rows apart that are not the same; fetches the file, and does not load it.

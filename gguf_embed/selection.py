@@ -6,18 +6,15 @@ It joins catalog and planner; it must not know texts or vectors.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import logging
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from gguf_embed.engine.settings import SessionSettings
 from gguf_embed.errors import DoesNotFitError, UnsupportedModelError
+from gguf_embed.fingerprints import TOKEN_RULE, Recipe, recipe_of, sha256_of
 from gguf_embed.fit import hardware, planner
 from gguf_embed.fit.dryrun import DryRun
 from gguf_embed.fit.margins import load_margins
@@ -30,17 +27,13 @@ from gguf_embed.models.header import ModelFacts, check_embeddable, load_facts
 from gguf_embed.models.made import missing_offers
 from gguf_embed.models.sources import Resolved, Source
 from gguf_embed.models.specs import ModelSpec
-from gguf_embed.prompts import PromptSet
 
 __all__ = [
-    "Overrides", "Selection", "check_on_disk", "choose_source", "fingerprint", "row_identity", "select",
+    "Overrides", "Selection", "check_on_disk", "choose_source", "recipe", "row_identity", "select",
     "session_settings",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
-
-# Raised when `engine.tokenizing` gives other tokens for the same text, so that rows kept from before are not used.
-TOKEN_RULE = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,27 +239,18 @@ def session_settings(selection: Selection, path: Path) -> SessionSettings:
     )
 
 
-def fingerprint(selection: Selection, path: Path, *, prompts: PromptSet, dim: int) -> str:
-    """Tell vectors apart that do not compare.
-
-    Args:
-        selection: how the file is used.
-        path: the file; read once where its checksum is not known from the cache.
-        prompts: what goes before texts.
-        dim: components of the vectors.
-
-    Returns:
-        32 hex digits, equal for equal contents under whatever name.
-    """
-    facts: dict[str, Any] = {
-        "sha256": _sha256(path),
-        "pooling_type": selection.pooling_type,
-        "add_eos": load_facts(path).add_eos if selection.add_eos is None else selection.add_eos,
-        "prompts": dataclasses.asdict(prompts),
-        "dim": dim,
-        "normalize": True,
-    }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+def recipe(selection: Selection, path: Path, *, dim: int, normalize: bool = True) -> Recipe:
+    """Say what moves vectors of `dim` components, of unit length or not, that a file gives as it is used here."""
+    spec = selection.resolved.spec
+    return recipe_of(
+        path,
+        spec=spec,
+        dim=dim,
+        normalize=normalize,
+        kv_type=selection.plan.layout.kv_type,
+        pooling_type=selection.pooling_type,
+        add_eos=selection.add_eos,
+    )
 
 
 def row_identity(selection: Selection, path: Path, *, overrides: Overrides) -> str:
@@ -282,22 +266,7 @@ def row_identity(selection: Selection, path: Path, *, overrides: Overrides) -> s
     """
     spec = selection.resolved.spec
     wanted = overrides.add_eos if overrides.add_eos is not None else spec.add_eos if spec is not None else None
-    return f"{_sha256(path)} {selection.pooling_type} {wanted} {selection.plan.layout.kv_type} {TOKEN_RULE}"
-
-
-def _sha256(path: Path) -> str:
-    """The file's checksum; a blob of the Hugging Face cache carries it as its name."""
-    real = path.resolve()
-    if re.fullmatch(r"[0-9a-f]{64}", real.name):
-        return real.name
-    facts = real.stat()
-    return _sha256_of(real, facts.st_size, facts.st_mtime_ns)
-
-
-@lru_cache(maxsize=64)
-def _sha256_of(path: Path, size_bytes: int, changed_ns: int) -> str:  # noqa: ARG001 - what tells files apart
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return f"{sha256_of(path)} {selection.pooling_type} {wanted} {selection.plan.layout.kv_type} {TOKEN_RULE}"
 
 
 def _pooling(facts: ModelFacts, path: Path, spec: ModelSpec | None, overrides: Overrides) -> str:

@@ -164,8 +164,11 @@ class FakeModel:
             self._session = _Session(self)
         return self._session
 
-    def fingerprint(self, dim):
-        return f"{self.name} {dim}"
+    def fingerprint(self, dim, *, normalize=True):
+        return f"{self.name} {dim} {normalize}"
+
+    def check_fingerprint(self, dim, *, normalize):
+        pass
 
     def row_identity(self):
         return self.name

@@ -66,6 +66,8 @@ EXPECTED_CODES = {
     "InvalidTextError": 7,
     "DimensionError": 7,
     "JobError": 2,
+    "FingerprintError": 9,
+    "RemoteError": 4,
     "MissingExtraError": 8,
 }
 

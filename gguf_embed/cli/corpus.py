@@ -253,7 +253,7 @@ def _ranges(corpus: Corpus, embedder: Any, how: Any) -> Any:
     if corpus.ranges is None:
         return None
     fetch_model(embedder)
-    about = {"fingerprint": embedder.fingerprint, "normalized": how.normalize_embeddings}
+    about = {"fingerprint": embedder.fingerprint_of(how), "normalized": how.normalize_embeddings}
     return load_ranges(corpus.ranges, embedder.dim, about=about)
 
 

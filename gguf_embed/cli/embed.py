@@ -44,6 +44,7 @@ _PRECISIONS = ("float32", "float16", "int8", "uint8", "binary", "ubinary")
 @click.option("--pooling", "pooling_type", type=click.Choice(["last", "mean", "cls"]),
               help="For a file whose header does not say.")  # fmt: skip
 @click.option("--add-eos/--no-add-eos", default=None, help="For a file whose header does not say.")
+@click.option("--expect-fingerprint", metavar="HEX", help="Refuse vectors that do not compare with those of before.")
 @plan_options
 @json_option
 @verbosity

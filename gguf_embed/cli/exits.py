@@ -12,20 +12,23 @@ import click
 
 from gguf_embed import errors
 
-__all__ = ["EXIT_CODES", "INTERRUPTED", "UNWRITABLE", "exit_code", "usage_errors"]
+__all__ = ["EXIT_CODES", "INTERRUPTED", "NOT_AS_IT_SHOULD", "UNWRITABLE", "exit_code", "usage_errors"]
 
 INTERRUPTED = 130
 UNWRITABLE = 4
+NOT_AS_IT_SHOULD = 9  # verify and compare found another answer than the right one
 EXIT_CODES: dict[type[errors.GGUFEmbedError], int] = {
     errors.ConfigError: 2,
     errors.InvalidRegistryError: 2,
     errors.RegistryError: 3,
     errors.HubError: 4,
+    errors.RemoteError: 4,
     errors.DoesNotFitError: 5,
     errors.BackendError: 6,
     errors.JobError: 2,
     errors.InputError: 7,
     errors.MissingExtraError: 8,
+    errors.FingerprintError: NOT_AS_IT_SHOULD,
 }
 
 

@@ -6,6 +6,7 @@ They must not know how files are fetched or kept.
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import click
@@ -143,16 +144,27 @@ def show_command(model: str, as_json: bool) -> None:
     spec = reference.spec
     if spec is None and header is None:
         header, path = _remote_header(catalog, model)
+    recipe = _recipe(path, spec) if isinstance(path, Path) else None
     if as_json:
-        print_json({"model": spec, "file": path, "header": header, "on_disk": [_file_facts(file) for file in files]})
+        on_disk = [_file_facts(file) for file in files]
+        known = {"fingerprint": recipe.fingerprint if recipe else None, "recipe": recipe, "header": header}
+        print_json({"model": spec, "file": path, "on_disk": on_disk} | known)
         return
     if spec is not None:
         print_facts(_spec_facts(spec))
     if header is not None:
         click.echo(f"\n{path}" if spec is not None else f"{path}")
-        print_facts(_header_facts(header, spec))
+        print_facts([*_header_facts(header, spec), *([("fingerprint", recipe.fingerprint)] if recipe else [])])
     elif spec is not None:
         click.echo(f"\nnot on this disk; fetch it: gguf-embed pull {spec.model_id}")
+
+
+def _recipe(path: Path, spec: Any) -> Any:
+    """What the vectors of a file hang on; None for one that gives none."""
+    from gguf_embed.fingerprints import recipe_of  # noqa: PLC0415 - keeps --help quick
+
+    recipe = recipe_of(path, spec=spec)
+    return recipe if recipe.pooling_type in ("last", "mean", "cls") else None
 
 
 def _remote_header(catalog: Any, model: str) -> tuple[Any, Any]:

@@ -184,7 +184,7 @@ class Job:
             "model": self._model.model_id,
             "quant": self._model.plan.quant,
             "kv_type": self._model.plan.layout.kv_type,
-            "fingerprint": self._model.fingerprint,
+            "fingerprint": self._model.fingerprint_of(encode),
             "dim": self._model.dim,
             "normalized": encode.normalize_embeddings,
             "prompt": resolve_prompt(prompts, prompt_name=encode.prompt_name, prompt=encode.prompt, task=encode.task),

@@ -22,6 +22,7 @@ from gguf_embed.server.metrics import Metrics
 from gguf_embed.server.refusals import Refusal, refusal_of
 
 __all__ = [
+    "FINGERPRINT_HEADER",
     "ClientLeftError",
     "Dialect",
     "Endpoint",
@@ -39,6 +40,7 @@ access = logging.getLogger("gguf_embed.server.access")
 
 T = TypeVar("T")
 
+FINGERPRINT_HEADER = "x-gguf-embed-fingerprint"  # of the vectors in an answer
 _SILENCE_S = 30.0  # between two parts of a body
 _LEFT = 499  # nginx's word for a client that left; nobody reads it
 
@@ -84,6 +86,7 @@ class Exchange:
     def __init__(self, scope: Scope, receive: Receive, limits: Limits) -> None:
         self.scope, self._receive, self._limits = scope, receive, limits
         self.facts: dict[str, Any] = {}  # for the log
+        self.headers: dict[str, str] = {}  # of the answer, beside its own
 
     @property
     def path_params(self) -> Mapping[str, Any]:
@@ -178,6 +181,7 @@ class Endpoint:
         try:
             try:
                 response = await self._handler(exchange)
+                response.headers.update(exchange.headers)
             except ClientLeftError:
                 return
             except Exception as error:  # noqa: BLE001 - answered, and a bug is logged with its traceback

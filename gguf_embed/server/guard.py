@@ -13,7 +13,7 @@ from http import HTTPStatus
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gguf_embed.server.exchange import Dialect, refuse, too_large
+from gguf_embed.server.exchange import FINGERPRINT_HEADER, Dialect, refuse, too_large
 from gguf_embed.server.metrics import Metrics
 from gguf_embed.server.refusals import Refusal
 from gguf_embed.server.settings import ServerSettings
@@ -136,7 +136,7 @@ def _with_cors(send: Send, origin: str) -> Send:
         if message["type"] == "http.response.start":
             named = [
                 (b"access-control-allow-origin", origin.encode("latin-1")),
-                (b"access-control-expose-headers", b"retry-after"),
+                (b"access-control-expose-headers", f"retry-after, {FINGERPRINT_HEADER}".encode()),
                 (b"vary", b"origin"),
             ]
             message = {**message, "headers": [*message.get("headers", ()), *named]}

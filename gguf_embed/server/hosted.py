@@ -9,14 +9,17 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 from gguf_embed.engine.program import Opener
 from gguf_embed.engine.worker import Worker
 from gguf_embed.errors import ClosedError, GGUFEmbedError, WorkerCrashedError
+from gguf_embed.fingerprints import sha256_of
 from gguf_embed.models.refs import Reference
 from gguf_embed.models.specs import ModelSpec
 from gguf_embed.opening import Opened, Wish, opener_for
+from gguf_embed.selection import recipe
 from gguf_embed.server.metrics import Metrics
 
 __all__ = ["Hosted"]
@@ -64,6 +67,7 @@ class Hosted:
         self.expires_s = math.inf
         self.trouble: GGUFEmbedError | None = None
         self.n_done = self.n_total = 0
+        self._hashed: set[Path] = set()
 
     def _opener(self, opened: Opened | None) -> Opener:
         return opener_for(self._wish(self), opened)
@@ -78,6 +82,16 @@ class Hosted:
         """What came of loading it; stays when it is unloaded."""
         facts: Opened | None = self.worker.facts
         return facts
+
+    async def fingerprint(self, dim: int, *, normalize: bool) -> str:
+        """Tell vectors apart that do not compare, "" before it was loaded; a thread reads the file where it must."""
+        opened = self.opened
+        if opened is None:
+            return ""
+        if opened.path not in self._hashed:
+            await asyncio.to_thread(sha256_of, opened.path)
+            self._hashed.add(opened.path)
+        return recipe(opened.selection, opened.path, dim=dim, normalize=normalize).fingerprint
 
     @property
     def is_loaded(self) -> bool:

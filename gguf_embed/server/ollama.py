@@ -18,7 +18,7 @@ from starlette.responses import PlainTextResponse, Response
 from gguf_embed import __version__
 from gguf_embed.encoding import EncodeOptions
 from gguf_embed.models.shelf import FileOnDisk
-from gguf_embed.server.exchange import Exchange, json_reply, stream_reply
+from gguf_embed.server.exchange import FINGERPRINT_HEADER, Exchange, json_reply, stream_reply
 from gguf_embed.server.hosted import Hosted
 from gguf_embed.server.refusals import Refusal, refusal_of
 from gguf_embed.server.rows import reply_with_rows
@@ -164,6 +164,7 @@ class Ollama:
         call = Call(model=model, texts=texts, options=options, keep_alive_s=_keep_alive(keep_alive))
         answer = await self._service.embed(call, exchange.gone)
         n_tokens = sum(answer.result.n_tokens)
+        exchange.headers[FINGERPRINT_HEADER] = answer.fingerprint
         exchange.facts |= {"model": answer.hosted.name, "n_texts": len(texts), "n_tokens": n_tokens}
         return answer
 

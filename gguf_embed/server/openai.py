@@ -15,7 +15,7 @@ from starlette.responses import Response
 from gguf_embed.encoding import EncodeOptions
 from gguf_embed.models.specs import ModelSpec
 from gguf_embed.opening import Opened
-from gguf_embed.server.exchange import Exchange, json_reply
+from gguf_embed.server.exchange import FINGERPRINT_HEADER, Exchange, json_reply
 from gguf_embed.server.refusals import Refusal
 from gguf_embed.server.rows import reply_with_rows, to_base64
 from gguf_embed.server.service import Call, Service, wrong_options
@@ -98,6 +98,7 @@ class OpenAI:
         call = Call(model=wanted.model, texts=texts, options=options, is_query=prompt_name == "query")
         answer = await self._service.embed(call, exchange.gone)
         n_tokens = sum(answer.result.n_tokens)
+        exchange.headers[FINGERPRINT_HEADER] = answer.fingerprint
         exchange.facts |= {"model": answer.hosted.name, "n_texts": len(texts), "n_tokens": n_tokens}
         usage = {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
         write = to_base64 if wanted.encoding_format == "base64" else lambda row: row

@@ -28,7 +28,9 @@ STATUS: dict[type[errors.GGUFEmbedError], HTTPStatus] = {
     errors.WorkerCrashedError: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.InputError: HTTPStatus.BAD_REQUEST,
     errors.JobError: HTTPStatus.CONFLICT,
+    errors.FingerprintError: HTTPStatus.CONFLICT,
     errors.MissingExtraError: HTTPStatus.NOT_IMPLEMENTED,
+    errors.RemoteError: HTTPStatus.BAD_GATEWAY,
 }
 # An absolute path in words: of it, clients are told the last part alone.
 _PATH = re.compile(r"(?<![\w./])(?:~|[A-Za-z]:)?[\\/](?:[^\s\\/:,;'\"]+[\\/])+([^\s\\/:,;'\"]*)")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
 
-from gguf_embed.encoding import EncodeOptions, prepare
+from gguf_embed.encoding import EncodeOptions, Preparation, prepare
 from gguf_embed.engine.worker import Request, Result
 from gguf_embed.errors import GGUFEmbedError
 from gguf_embed.server.exchange import ClientLeftError
@@ -61,10 +61,12 @@ class Answer:
         result: rows, tokens, what was cut.
         load_s: seconds until the model was in memory.
         total_s: seconds in all.
+        fingerprint: of the vectors.
     """
 
     hosted: Hosted
     result: Result
+    fingerprint: str
     load_s: float
     total_s: float
 
@@ -111,19 +113,25 @@ class Service:
             try:
                 async with asyncio.timeout(self.settings.timeout_s), self.pool.using(hosted, call.keep_alive_s):
                     load_s = time.monotonic() - started_s
-                    result = await self._run(hosted, call, n_bytes, gone)
+                    how = self._how(hosted, call)
+                    result = await self._run(hosted, call, how, n_bytes, gone)
+                    fingerprint = await hosted.fingerprint(how.dim, normalize=call.options.normalize_embeddings)
             except TimeoutError:
                 raise Refusal(
                     HTTPStatus.GATEWAY_TIMEOUT,
                     f"not done within {self.settings.timeout_s:.0f} s (--timeout); send fewer texts at a time",
                     code="timeout",
                 ) from None
-        return Answer(hosted=hosted, result=result, load_s=load_s, total_s=time.monotonic() - started_s)
+        total_s = time.monotonic() - started_s
+        return Answer(hosted=hosted, result=result, fingerprint=fingerprint, load_s=load_s, total_s=total_s)
 
-    async def _run(self, hosted: Hosted, call: Call, n_bytes: int, gone: Gone) -> Result:
+    @staticmethod
+    def _how(hosted: Hosted, call: Call) -> Preparation:
         opened = hosted.opened
         with wrong_options():
-            how = prepare(call.options, hosted.spec, lambda: opened.n_embd if opened is not None else 0)
+            return prepare(call.options, hosted.spec, lambda: opened.n_embd if opened is not None else 0)
+
+    async def _run(self, hosted: Hosted, call: Call, how: Preparation, n_bytes: int, gone: Gone) -> Result:
         is_interactive = n_bytes <= _INTERACTIVE_BYTES or (call.is_query and len(call.texts) <= _N_QUERIES)
         request = Request(
             texts=call.texts,

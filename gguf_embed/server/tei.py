@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from gguf_embed import __version__, vectors
 from gguf_embed.encoding import EncodeOptions
-from gguf_embed.server.exchange import Exchange, decode, json_reply
+from gguf_embed.server.exchange import FINGERPRINT_HEADER, Exchange, decode, json_reply
 from gguf_embed.server.openai import check_texts
 from gguf_embed.server.refusals import Refusal
 from gguf_embed.server.rows import reply_with_rows
@@ -147,6 +147,7 @@ class TEI:
         call = Call(model=None, texts=texts, options=options, is_query=options.prompt_name == "query")
         answer = await self._service.embed(call, exchange.gone)
         n_tokens = sum(answer.result.n_tokens)
+        exchange.headers[FINGERPRINT_HEADER] = answer.fingerprint
         exchange.facts |= {"model": answer.hosted.name, "n_texts": len(texts), "n_tokens": n_tokens}
         return answer
 

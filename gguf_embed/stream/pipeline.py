@@ -111,6 +111,9 @@ class TextStream:
         cache: rows of before, None for none.
         on_batch: called after each decode with its texts and tokens.
 
+    Attributes:
+        dim: components of the vectors.
+
     Raises:
         ValueError: a precision that needs all vectors, an unknown prompt_name, or truncate beside chunks.
         DimensionError: the model was not trained for the dimension.
@@ -132,6 +135,7 @@ class TextStream:
             raise ValueError(f"truncate='end' and long={chunking.long!r} exclude each other")
         self._model, self._options, self._chunking = model, options, chunking
         self._how = prepare(options, model.spec, lambda: model.n_embd, truncate_dim=truncate_dim)
+        self.dim = self._how.dim
         self._cache, self._on_batch = cache, on_batch
         self._truncate = "end" if chunking.long == "truncate" else options.truncate
         self._cuts = chunking.long in ("chunk", "mean")

@@ -15,6 +15,7 @@ from gguf_embed import (
     DoesNotFitError,
     Embedder,
     EncodeOptions,
+    FingerprintError,
     Limits,
     ModelLoadError,
     OfflineError,
@@ -221,3 +222,26 @@ def test_a_file_under_a_wrong_name_is_refused(qwen3, tmp_path):
     impostor = shutil.copy(qwen3, tmp_path / "Qwen3-Embedding-4B-Q4_K_M.gguf")
     with pytest.raises(UnsupportedModelError, match="qwen3 with 256 components, not qwen3 with 2560"):
         Embedder(str(impostor)).load()
+
+
+def test_only_the_expected_vectors_are_given(registered):
+    """With the fingerprint of before nothing changes; another dimension, length or file is refused before any row."""
+    with Embedder(registered) as model:
+        before, row = model.fingerprint, model.encode("the")
+    with Embedder(registered, expect_fingerprint=before) as same:
+        assert np.array_equal(same.encode("the"), row)
+        assert len(list(same.encode_stream(["the", "capital"]))) == 2
+        for options in ({"truncate_dim": 64}, {"normalize_embeddings": False}):
+            with pytest.raises(FingerprintError, match="do not compare") as caught:
+                same.encode("the", **options)
+            assert (caught.value.expected, caught.value.actual != before) == (before, True)
+        with pytest.raises(FingerprintError):
+            same.encode_stream(["the"], EncodeOptions(truncate_dim=64))
+    with Embedder(registered, expect_fingerprint="0" * 32) as other, pytest.raises(FingerprintError):
+        other.encode(["the"])
+
+
+def test_a_quantized_cache_gives_other_vectors(qwen3):
+    """The KV type is part of the fingerprint."""
+    prints = {Embedder(qwen3, limits=Limits(kv_type=kv_type)).fingerprint for kv_type in ("f16", "q8_0")}
+    assert len(prints) == 2

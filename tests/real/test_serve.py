@@ -17,7 +17,7 @@ import psutil
 import pytest
 from serving import PROGRAM, Served
 
-from gguf_embed import Embedder
+from gguf_embed import Embedder, EncodeOptions
 
 pytestmark = pytest.mark.real
 
@@ -56,6 +56,27 @@ def start(starter, tmp_path):
 
 def embed(server, *texts, **known):
     return server.ask("POST", "/v1/embeddings", {"input": list(texts), **known})
+
+
+def test_every_answer_has_the_fingerprint_of_its_vectors(served, starter_cache):
+    """In all dialects that of Embedder; another length is another one, and an error has none."""
+    asked = {
+        "/v1/embeddings": {"input": "x"},
+        "/api/embed": {"model": NAME, "input": "x"},
+        "/embed": {"inputs": "x"},
+        "/api/embeddings": {"model": NAME, "prompt": "x"},
+    }
+    head = {"content-type": "application/json"}
+    prints = {}
+    for path, content in asked.items():
+        status, told, _ = served.request("POST", path, json.dumps(content).encode(), head)
+        prints[path] = told.get("x-gguf-embed-fingerprint")
+        assert status == 200
+    with Embedder(NAME) as model:
+        raw = model.fingerprint_of(EncodeOptions(normalize_embeddings=False))
+        assert list(prints.values()) == [model.fingerprint, model.fingerprint, model.fingerprint, raw]
+    status, told, _ = served.request("POST", "/v1/embeddings", b'{"input": ""}', head)
+    assert (status, told.get("x-gguf-embed-fingerprint")) == (400, None)
 
 
 # Bad input: each its dialect's error

@@ -1,0 +1,111 @@
+"""What moves a vector, and the number that stands for it: equal only where vectors compare.
+
+It must not know plans, texts or how a file is found.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from gguf_embed.models.header import ModelFacts, load_facts
+from gguf_embed.models.specs import ModelSpec
+from gguf_embed.prompts import PromptSet
+
+__all__ = ["TOKEN_RULE", "Recipe", "recipe_of", "sha256_of"]
+
+# Raised when `engine.tokenizing` gives other tokens for the same text, so that rows of before do not pass for new ones.
+TOKEN_RULE = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """All that moves a vector but the text, the prompt that was chosen for it, and last bits of arithmetic.
+
+    Attributes:
+        sha256: of the file: weights, quantization, tokenizer.
+        pooling_type: "last", "mean" or "cls".
+        add_eos: texts end in EOS; None where the file leaves it to llama.cpp.
+        token_rule: of this program: what is done to a text before llama.cpp's tokenizer sees it.
+        kv_type: of the KV cache, "f16" or "q8_0".
+        prompts: what goes before queries and documents.
+        dim: components of the vectors.
+        layer_norm_first: rows are layer-normed before they are cut.
+        normalize: rows have unit length.
+    """
+
+    sha256: str
+    pooling_type: str
+    add_eos: bool | None
+    token_rule: int = TOKEN_RULE
+    kv_type: str = "f16"
+    prompts: PromptSet
+    dim: int
+    layer_norm_first: bool = False
+    normalize: bool = True
+
+    @property
+    def fingerprint(self) -> str:
+        """32 hex digits."""
+        return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()[:32]
+
+
+def recipe_of(
+    path: Path,
+    *,
+    spec: ModelSpec | None,
+    dim: int | None = None,
+    normalize: bool = True,
+    kv_type: str = "f16",
+    pooling_type: str | None = None,
+    add_eos: bool | None = None,
+) -> Recipe:
+    """Say what moves the vectors of a file.
+
+    Args:
+        path: the GGUF; read once where its checksum is not its name in the cache.
+        spec: what the registry knows of the model, None where it does not.
+        dim: components of the vectors, None for all.
+        normalize: whether rows have unit length.
+        kv_type: of the KV cache.
+        pooling_type: in place of the registry's and the header's.
+        add_eos: in place of the registry's and the header's.
+
+    Raises:
+        ModelLoadError: it is no GGUF.
+    """
+    facts: ModelFacts = load_facts(path)
+    of_spec = (spec.pooling_type, spec.add_eos) if spec is not None else (None, None)
+    eos = next((one for one in (add_eos, of_spec[1]) if one is not None), facts.add_eos)
+    matryoshka = spec.matryoshka if spec is not None else None
+    dim = facts.n_embd if dim is None else dim
+    return Recipe(
+        sha256=sha256_of(path),
+        pooling_type=pooling_type or of_spec[0] or facts.pooling_type or "",
+        add_eos=eos,
+        kv_type=kv_type,
+        prompts=spec.prompts if spec is not None else PromptSet(),
+        dim=dim,
+        layer_norm_first=matryoshka is not None and matryoshka.layer_norm_first and dim < facts.n_embd,
+        normalize=normalize,
+    )
+
+
+def sha256_of(path: Path) -> str:
+    """The file's checksum; a blob of the Hugging Face cache carries it as its name."""
+    real = path.resolve()
+    if re.fullmatch(r"[0-9a-f]{64}", real.name):
+        return real.name
+    facts = real.stat()
+    return _sha256_of(real, facts.st_size, facts.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _sha256_of(path: Path, size_bytes: int, changed_ns: int) -> str:  # noqa: ARG001 - what tells files apart
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
