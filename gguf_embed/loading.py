@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from gguf_embed import selfcheck
 from gguf_embed.engine.session import Session
 from gguf_embed.errors import AllocationError, DoesNotFitError
 from gguf_embed.fit import hardware
@@ -71,10 +72,11 @@ def load_session(
                 raise nothing_less.adding(_REFUSED) from error
             path = selection.source.path or path
         else:
-            if session.layout.skips_head == selection.plan.layout.skips_head:
+            changed = _changed(limits, session, selection.plan, catalog.config.state_dir, machine)
+            if changed is None:
                 break
-            session.close()  # the head is computed after all, which takes more memory: a plan of its own
-            limits = dataclasses.replace(limits, skips_head=False)
+            session.close()  # what is done after all takes more memory: a plan of its own
+            limits = changed
             first = selection = again(selection, path, limits=limits)
             path = selection.source.path or path
     if selection is not first:
@@ -82,6 +84,39 @@ def load_session(
         _warn(first.plan, selection.plan)
     _compare(selection.plan, session.buffers)
     return selection, session
+
+
+def _changed(limits: Limits, session: Session, plan: Plan, state_dir: Path, machine: Hardware) -> Limits | None:
+    """Check what was loaded, once for this file on this machine.
+
+    Returns:
+        The limits to plan again with, None where it runs as planned: without skipping the head, or without flash
+        attention, where these give other vectors.
+
+    Raises:
+        ModelLoadError: its vectors would be of no use.
+    """
+    if session.layout.skips_head != plan.layout.skips_head:
+        return dataclasses.replace(limits, skips_head=False)
+    try:
+        key = selfcheck.look_key(session, machine)
+        look = selfcheck.recall(state_dir, key)
+        if look is None:
+            look = selfcheck.first_look(session, quant=plan.quant, state_dir=state_dir, key=key)
+    except BaseException:
+        session.close()
+        raise
+    for words in look.warnings:
+        logger.warning("%s", words)
+    if look.is_flash_attn_right or session.layout.flash_attn == "off":
+        return None
+    logger.warning(
+        "%s: flash attention gives other vectors on %s and is left out, which takes more memory; with a newer "
+        "driver or llama-cpp-python it is looked at again",
+        session.settings.path.name,
+        " and ".join(_place_of(plan)),
+    )
+    return dataclasses.replace(limits, flash_attn=False)
 
 
 def _open(selection: Selection, path: Path) -> Session:

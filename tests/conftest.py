@@ -30,9 +30,18 @@ def dry_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("dry-runs")
 
 
+@pytest.fixture(scope="session")
+def looks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the run's first looks at files are remembered: hundreds of tests load the same few."""
+    return tmp_path_factory.mktemp("looks") / "checks.json"
+
+
 @pytest.fixture(autouse=True)
-def isolated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dry_runs: Path) -> None:
+def isolated(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, dry_runs: Path, looks: Path
+) -> None:
     """Refuse sockets beyond loopback, clear settings, point caches into tmp_path."""
+    monkeypatch.setattr("gguf_embed.selfcheck.checks_path", lambda _state_dir: looks)
     monkeypatch.setattr("gguf_embed.selection.DryRun", lambda **known: DryRun(**known | {"cache_dir": dry_runs}))
     for name in list(os.environ):
         if name.startswith(("GGUF_EMBED_", "HF_", "HUGGINGFACE_")) and name != "HF_HUB_DISABLE_TELEMETRY":

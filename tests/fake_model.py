@@ -95,8 +95,8 @@ class _Session(Session):
         self._lock, self._vocab_lock = threading.RLock(), threading.Lock()
         self._decoder = _Decoder(words, model, n_batch=model.n_batch)
         self._crew = None
-        self._rescue = Rescue(self.settings)
-        self._rescue._plain = self._decoder
+        self.rescue = Rescue(self.settings)
+        self.rescue._plain = self._decoder
         self._model, self.n_embd, self.max_tokens = words, N_EMBD, model.longest
         self._tokenizer = Tokenizer(words, max_tokens=model.longest)
         self._sharing = Sharing(self._tokenizer.tokenize)

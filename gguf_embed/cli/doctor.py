@@ -25,7 +25,7 @@ _UNUSED_GPU = 6
 
 
 @click.command("doctor")
-@click.option("--forget", is_flag=True, help="Forget what failed loads and bench --tune taught about this machine.")
+@click.option("--forget", is_flag=True, help="Forget what failed loads, first checks and bench --tune taught here.")
 @json_option
 @verbosity
 def doctor_command(forget: bool, as_json: bool) -> None:
@@ -36,10 +36,11 @@ def doctor_command(forget: bool, as_json: bool) -> None:
     from gguf_embed.config import load_config  # noqa: PLC0415 - keeps --help quick
     from gguf_embed.fit.margins import forget_margins  # noqa: PLC0415
     from gguf_embed.fit.tuning import forget_tunings  # noqa: PLC0415
+    from gguf_embed.selfcheck import forget_looks  # noqa: PLC0415
 
     config = load_config()
     if forget:
-        forgotten = [forget_margins(config.state_dir), forget_tunings(config.state_dir)]
+        forgotten = [forget(config.state_dir) for forget in (forget_margins, forget_tunings, forget_looks)]
         click.echo("forgotten" if any(forgotten) else "there was nothing to forget", err=True)
     facts = _facts(config)
     if as_json:

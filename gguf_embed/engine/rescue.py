@@ -54,10 +54,14 @@ class Rescue:
 
     Args:
         settings: of the session.
+
+    Attributes:
+        n_rescued: texts that got their row here.
     """
 
     def __init__(self, settings: SessionSettings) -> None:
         self._settings = settings
+        self.n_rescued = 0
         self._model: Model | None = None
         self._plain: Decoder | None = None
 
@@ -79,10 +83,19 @@ class Rescue:
         for at in map(int, np.flatnonzero(~_is_sound(rows))):
             try:
                 rows[at] = self._row(texts[at], int(names[at]), decoder)
+                self.n_rescued += 1
             except (DecodeError, NonFiniteEmbeddingError) as error:
                 rows[at] = np.nan
                 errors.append(error)
         return errors
+
+    def plain_rows(self, texts: Sequence[Tokens]) -> Float32Matrix:
+        """Embed texts by the plain way alone. Returns (n, n_embd) as llama.cpp gave them.
+
+        Raises:
+            BackendError: there is no memory for it, or llama.cpp failed.
+        """
+        return np.concatenate([self._plain_decoder().decode([ids]) for ids in texts])
 
     def _row(self, ids: Tokens, index: int, decoder: Decoder) -> Float32Matrix:
         """Embed one text again. Returns (1, n_embd)."""

@@ -46,6 +46,8 @@ T = TypeVar("T")
 # Fewer tokens, as a part of a full batch, are decoded faster with all threads than side by side.
 # Source: queries with all-MiniLM-L6-v2, 2 cores, 152 tokens 27 against 30 ms, 228 tokens 35 against 32 ms, 2026-11-21.
 _LEAST_SIDE = 0.75
+# Tokens of a decode beside the model's own context: little memory, for comparisons.
+_N_UBATCH_SMALL = 64
 
 OnBatch = Callable[[int, int], None]  # texts and tokens of the batch that was just decoded
 Finish = Callable[[Float32Matrix], Float32Matrix]  # (n, n_embd) as the model gave them to (n, dim) as they are wanted
@@ -60,6 +62,7 @@ class Session:
     Attributes:
         layout: as it came to be; another one than asked for where the model's head cannot be skipped.
         buffers: what llama.cpp allocated for weights and the first context.
+        rescue: what becomes of texts without a usable row.
 
     Raises:
         AllocationError: memory was refused.
@@ -75,7 +78,7 @@ class Session:
         self._vocab_lock = threading.Lock()  # the tokenizer, which must not wait for a decode
         self._decoder: Decoder | None = None
         self._crew: Crew | None = None
-        self._rescue = Rescue(settings)
+        self.rescue = Rescue(settings)
         overrides = dict(OVERRIDES)
         if settings.add_eos is not None:
             overrides["tokenizer.ggml.add_eos_token"] = settings.add_eos
@@ -139,6 +142,36 @@ class Session:
         """Tell what tokens stand for, and whether they are control tokens."""
         with self._vocab_lock:
             return {token: self._open().piece(token) for token in ids}
+
+    @property
+    def closing(self) -> Tokens:
+        """The token that every text ends in, (1,) int32; (0,) where there is none."""
+        return self._tokenizer.closing
+
+    def embed_otherwise(self, tokens: Sequence[Tokens], **changes: Any) -> Float32Matrix:
+        """Run token lists one at a time in a small context of their own, with some of the layout changed.
+
+        Args:
+            tokens: (n_tokens,) int32 arrays.
+            **changes: fields of Layout, such as flash_attn="off".
+
+        Returns:
+            (n, n_embd) float32 as llama.cpp gave them, finite or not.
+
+        Raises:
+            BackendError: there is no memory for it, or llama.cpp failed.
+        """
+        n_ctx = -(-max(map(len, tokens)) // 256) * 256
+        small = {"n_ctx": n_ctx, "n_ubatch": n_ctx, "n_seq_max": 1, "n_contexts": 1}
+        model = self._open()
+        with self._lock:
+            if self._opened().is_splittable:
+                small["n_ubatch"] = min(n_ctx, _N_UBATCH_SMALL)
+            decoder = _decoder_of(self.settings, model, dataclasses.replace(self.layout, **small | changes))
+            try:
+                return np.concatenate([decoder.decode([ids]) for ids in tokens])
+            finally:
+                decoder.close()
 
     def forget(self) -> None:
         """Embed the next texts as a session just opened would; what they begin with is kept between calls otherwise."""
@@ -286,7 +319,7 @@ class Session:
                     rows = decode_or_nan(decoder, batch, n_embd=self.n_embd, n_prefix=n_prefix)
                 else:
                     rows = found[at]
-                errors += self._rescue.mend(rows, batch, names[members], decoder)
+                errors += self.rescue.mend(rows, batch, names[members], decoder)
             yield members, rows
             if found is None:
                 raise_first(errors)
@@ -322,7 +355,7 @@ class Session:
         if self._crew is not None:
             self._crew.close()  # first and alone: its call may want the lock to save a row
         with self._lock, self._vocab_lock:
-            self._rescue.close()
+            self.rescue.close()
             if self._decoder is not None:
                 self._decoder.close()
             if self._model is not None:

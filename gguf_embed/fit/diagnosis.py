@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import shutil
 import subprocess
@@ -15,12 +16,20 @@ from pathlib import Path
 from gguf_embed.fit.hardware import Hardware
 from gguf_embed.native.backend import backend
 
-__all__ = ["Finding", "System", "diagnose", "probe_system"]
+__all__ = ["Finding", "System", "diagnose", "driver_stamp", "probe_system"]
 
 # Where a driver shows itself, whether or not llama.cpp was built for it.
 _NVIDIA_SIGNS = ("/proc/driver/nvidia/version", "/usr/lib/wsl/lib/libcuda.so.1", "C:/Windows/System32/nvcuda.dll")
 _AMD_SIGNS = ("/dev/kfd",)
 _SYSCTL_TIMEOUT_S = 5.0
+
+
+def driver_stamp() -> str:
+    """Tell apart what lies between llama.cpp and a device: the system's release, and NVIDIA's driver where it shows."""
+    words = [platform.platform()]
+    with contextlib.suppress(OSError):
+        words.append(Path(_NVIDIA_SIGNS[0]).read_text(encoding="utf-8").split("\n", 1)[0])
+    return "; ".join(words)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -58,8 +58,9 @@ _ENCODERS = {
 
 
 def compute_bytes(
-    facts: ModelFacts, *, n_ctx: int, n_ubatch: int, n_outputs: int, skips_head: bool, kv_type: str = "f16"
-) -> int:
+    facts: ModelFacts, *, n_ctx: int, n_ubatch: int, n_outputs: int, skips_head: bool, kv_type: str = "f16",
+    has_scores: bool = False,
+) -> int:  # fmt: skip
     """Say how large llama.cpp makes the compute buffer of a context, all of it in one memory.
 
     Args:
@@ -69,6 +70,7 @@ def compute_bytes(
         n_outputs: texts of one decode, n_seq_max; where the head is skipped, n_outputs_max too.
         skips_head: the context has embeddings off and room for n_outputs rows of logits, not n_ubatch.
         kv_type: of keys and values; "f16", or a quantized one.
+        has_scores: attention without flash attention, whose scores stand in memory in float32.
 
     Returns:
         Bytes, never fewer for a larger n_ctx, n_ubatch or n_outputs.
@@ -85,6 +87,10 @@ def compute_bytes(
     is_encoder = layer is not _DECODER
     masks = _F16 * n_tokens * (layer.n_masks * n_tokens if is_encoder else n_cells)
     layers = masks + row_bytes * _layer_width(facts, layer)
+    if has_scores:
+        layers = max(
+            layers, masks + row_bytes * (facts.n_embd + 2 * facts.n_head * (n_tokens if is_encoder else n_cells))
+        )
     return inputs + max(layers, 0 if is_encoder else _head_bytes(facts, row_bytes, masks, n_outputs, skips_head))
 
 

@@ -84,11 +84,15 @@ def layouts(facts: ModelFacts, place: Place, limits: Limits, *, at_floor: bool =
         n_ctx = N_CTX_FLOOR
     n_ctx = whole_blocks(n_ctx)
     skips_head = can_split_texts(facts) and limits.skips_head is not False
+    flash_attn = "auto" if limits.flash_attn else "off"
     found = []
     for kv_type in _kv_types(facts, limits):
         sized = [
             dataclasses.replace(
-                whole_layout(facts, place, n_ctx=n_ctx, n_ubatch=n_ubatch), kv_type=kv_type, skips_head=skips_head
+                whole_layout(facts, place, n_ctx=n_ctx, n_ubatch=n_ubatch),
+                kv_type=kv_type,
+                skips_head=skips_head,
+                flash_attn=flash_attn,
             )
             for n_ubatch in _n_ubatches(facts, n_ctx)
         ]
@@ -143,7 +147,8 @@ def _kv_types(facts: ModelFacts, limits: Limits) -> tuple[str, ...]:
     """Cache types to try: F16, and Q8_0 where the user's own n_ctx does not fit otherwise; blocks are of 32."""
     if limits.kv_type is not None:
         return (limits.kv_type if can_quantize_kv(facts) else "f16",)
-    return ("f16", "q8_0") if can_quantize_kv(facts) and limits.n_ctx is not None else ("f16",)
+    is_quantizable = can_quantize_kv(facts) and limits.flash_attn
+    return ("f16", "q8_0") if is_quantizable and limits.n_ctx is not None else ("f16",)
 
 
 def _n_ubatches(facts: ModelFacts, n_ctx: int) -> tuple[int, ...]:

@@ -165,6 +165,7 @@ def _closed_form(facts: ModelFacts, layout: Layout, n_on_host: int) -> BufferSiz
         n_outputs=layout.n_seq_max,
         skips_head=layout.skips_head,
         kv_type=layout.kv_type,
+        has_scores=layout.flash_attn == "off",
     )
     inputs = layout.n_ubatch * 4 * facts.n_embd
     logits = n_rows * 4 * facts.n_vocab if facts.is_decoder else 0

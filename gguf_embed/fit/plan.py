@@ -44,6 +44,7 @@ class Limits:
         kv_type: "f16" or "q8_0"; None for f16, and q8_0 where only that makes room for n_ctx.
         skips_head: stop before the vocabulary projection; None where a load-time check says that it may, True for an
             error where it may not, False for the ordinary path.
+        flash_attn: have it where llama.cpp can; a load-time check turns it off where it gives other vectors.
     """
 
     memory_bytes: int | None = None
@@ -52,12 +53,17 @@ class Limits:
     n_threads: int | None = None
     kv_type: str | None = None
     skips_head: bool | None = None
+    flash_attn: bool = True
 
     def __post_init__(self) -> None:
         if self.device is not None and not DEVICE_NAME.fullmatch(self.device):
             raise ValueError(f"device is {self.device!r}; it is auto, gpu, cpu or a name such as CUDA0 or cuda:1")
         if self.kv_type not in (None, *_KV_TYPES):
             raise ValueError(f"kv_type is {self.kv_type!r}; it is one of {', '.join(_KV_TYPES)}")
+        if self.kv_type == "q8_0" and not self.flash_attn:
+            raise ValueError(
+                "kv_type is q8_0, which llama.cpp reads with flash attention alone, and flash_attn is False"
+            )
         for name in ("memory_bytes", "n_ctx", "n_threads"):
             value = getattr(self, name)
             if value is not None and value < 1:

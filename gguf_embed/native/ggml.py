@@ -17,7 +17,10 @@ from typing import Any
 from gguf_embed.errors import InvalidGGUFError
 from gguf_embed.native.backend import backend
 
-__all__ = ["Device", "GGUFHeader", "TensorInfo", "find_duplicate_token", "load_header", "parse_header", "probe_devices"]
+__all__ = [
+    "Device", "GGUFHeader", "InitParams", "TensorInfo", "find_duplicate_token", "load_header", "parse_header",
+    "probe_devices",
+]  # fmt: skip
 
 Scalar = bool | int | float | str
 
@@ -108,15 +111,17 @@ class GGUFHeader:
         return end
 
 
-class _InitParams(ctypes.Structure):
+class InitParams(ctypes.Structure):
+    """gguf_init_params."""
+
     _fields_ = [("no_alloc", ctypes.c_bool), ("ctx", ctypes.c_void_p)]
 
 
 _POINTER, _SIZE, _TEXT, _INDEX = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p, ctypes.c_int64
 # Source: ggml/include/gguf.h, ggml.h and ggml-backend.h; return type and arguments.
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
-    "gguf_init_from_file": (_POINTER, [_TEXT, _InitParams]),
-    "gguf_init_from_buffer": (_POINTER, [_TEXT, _SIZE, _InitParams]),
+    "gguf_init_from_file": (_POINTER, [_TEXT, InitParams]),
+    "gguf_init_from_buffer": (_POINTER, [_TEXT, _SIZE, InitParams]),
     "gguf_init_empty": (_POINTER, []),
     "gguf_free": (None, [_POINTER]),
     "gguf_get_version": (ctypes.c_uint32, [_POINTER]),
@@ -134,8 +139,10 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "gguf_get_tensor_ne": (ctypes.POINTER(ctypes.c_int64), [_POINTER, _INDEX]),
     "gguf_get_tensor_type": (ctypes.c_int, [_POINTER, _INDEX]),
     "gguf_get_tensor_size": (_SIZE, [_POINTER, _INDEX]),
+    "gguf_get_tensor_offset": (_SIZE, [_POINTER, _INDEX]),
     "gguf_set_val_str": (None, [_POINTER, _TEXT, _TEXT]),
     "gguf_write_to_file": (ctypes.c_bool, [_POINTER, _TEXT, ctypes.c_bool]),
+    "ggml_get_type_traits": (_POINTER, [ctypes.c_int]),
     "ggml_type_name": (_TEXT, [ctypes.c_int]),
     "ggml_get_name": (_TEXT, [_POINTER]),
     "ggml_nbytes": (_SIZE, [_POINTER]),
@@ -254,7 +261,7 @@ def load_header(path: Path) -> GGUFHeader:
     except OSError as error:
         raise InvalidGGUFError(f"{path} cannot be read: {error.strerror}", path=path) from error
     # llama.cpp prints what is no GGUF to stderr by itself, past its own log.
-    handle = base.gguf_init_from_file(os.fsencode(path), _InitParams(no_alloc=True, ctx=None)) if is_gguf else None
+    handle = base.gguf_init_from_file(os.fsencode(path), InitParams(no_alloc=True, ctx=None)) if is_gguf else None
     if not handle:
         why = "its header is damaged or cut short" if is_gguf else "it does not start with the GGUF magic"
         raise InvalidGGUFError(f"{path} is not a usable GGUF: {why}. Fetch it again.", path=path)
@@ -275,7 +282,7 @@ def find_duplicate_token(path: Path) -> str | None:
         The token, None where there is none (or no vocabulary).
     """
     base, _ = libraries()
-    handle = base.gguf_init_from_file(os.fsencode(path), _InitParams(no_alloc=True, ctx=None))
+    handle = base.gguf_init_from_file(os.fsencode(path), InitParams(no_alloc=True, ctx=None))
     if not handle:
         return None
     try:
@@ -307,7 +314,7 @@ def parse_header(prefix: bytes) -> GGUFHeader | None:
     base, _ = libraries()
     if not prefix:
         return None
-    handle = base.gguf_init_from_buffer(prefix, len(prefix), _InitParams(no_alloc=True, ctx=None))
+    handle = base.gguf_init_from_buffer(prefix, len(prefix), InitParams(no_alloc=True, ctx=None))
     return _read(handle) if handle else None
 
 

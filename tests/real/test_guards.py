@@ -140,6 +140,7 @@ def test_non_finite_row_in_a_batch_is_embedded_alone(model, monkeypatch, caplog)
 
 def test_non_finite_alone_is_an_error_with_the_index(model, monkeypatch):
     """A text that has no finite vector at all is named, and zeros count as none."""
+    model.load()
     real = Context.embeddings
     monkeypatch.setattr(Context, "embeddings", lambda self, n: real(self, n) * 0)
     with pytest.raises(NonFiniteEmbeddingError) as caught:

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from gguf_embed import DecodeError, Embedder, Limits
+from gguf_embed import DecodeError, Embedder, Limits, ModelLoadError, similarity_pairwise
 from gguf_embed.engine import decoder
 from gguf_embed.engine.session import Session
 from gguf_embed.engine.settings import SessionSettings
@@ -174,6 +174,10 @@ def test_other_poolings_never_skip(qwen3, pooling_type):
     """A decoder whose vectors are not its last token's needs every row."""
     with Embedder(qwen3, pooling_type=pooling_type, limits=Limits(n_threads=1, n_ctx=256)) as model:
         assert not model.plan.layout.skips_head
+        if pooling_type == "cls":  # the first token of a causal model has seen nothing of the text
+            with pytest.raises(ModelLoadError, match="have the same vector: weights or pooling are wrong"):
+                model.encode("the")
+            return
         assert model.encode("the").shape == (256,)
         assert model._model._session._decoder._context._stop is None
 
@@ -315,13 +319,14 @@ def test_a_real_ctrl_c_while_decoding_is_raised(open_session, ordinary, after_ms
     assert cosines(rows_of(session, TEXTS), rows_of(ordinary, TEXTS)).min() >= 0.99999
 
 
-def test_too_few_rows_are_an_error(open_session, monkeypatch):
-    """A decode that gave other than one row a text never gives a wrong matrix."""
+def test_too_few_rows_never_make_a_wrong_matrix(open_session, monkeypatch, caplog):
+    """A decode that gave other than one row a text is told, and the rows are taken by the ordinary path."""
     session = open_session()
+    right = rows_of(session, TEXTS)
     real = HeadStop.rows
     monkeypatch.setattr(HeadStop, "rows", lambda self: real(self)[1:])
-    with pytest.raises(DecodeError, match="5 rows for 6 texts"):
-        rows_of(session, TEXTS)
+    assert similarity_pairwise(rows_of(session, TEXTS), right).min() >= 0.9999
+    assert "5 rows for 6 texts" in caplog.text
 
 
 def test_the_head_is_really_skipped(qwen3):

@@ -1,0 +1,196 @@
+"""Whether a loaded model behaves as an embedding model must: tokens end right, rows are sound and stay the same.
+
+Each check asks a session and returns what it found. It must not know model names, files on the hub or what to do then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gguf_embed.engine.session import Session
+from gguf_embed.engine.tokenizing import Tokens
+from gguf_embed.errors import BackendError
+from gguf_embed.vectors import l2_normalize, similarity_pairwise
+
+__all__ = [
+    "STATES", "Check", "Sample", "check_agreement", "check_batches", "check_distinct", "check_finite", "check_tokens",
+    "drift_bound",
+]  # fmt: skip
+
+Float32Matrix = NDArray[np.float32]
+
+STATES = ("ok", "mended", "note", "unmeasured", "skipped", "fault")
+# The least cosine of one text with itself in another batch, or without flash attention. Quantized kernels round the
+# activations too, so that a last bit becomes a step of theirs; a text that sees its neighbours is far below.
+# Source: 11 texts, all-MiniLM-L6-v2 and a synthetic Qwen3: F16 and F32 0.999999, Q8_0 0.99935, Q4_K_M 0.9985, Q4_K_S
+# 0.9981, Q3_K_M 0.9987 at the least, 2 cores with AVX-512, 2026-11-22; texts over parts of a batch 0.976 and less.
+_UNQUANTIZED_COSINE, _Q8_COSINE, _QUANTIZED_COSINE = 0.9999, 0.998, 0.995
+# Two texts that have nothing in common; rows of a model whose pooling or weights are lost are nearer than that.
+_SAME_COSINE = 0.99999
+_LENGTH_OFF = 1e-5
+_CONTROL = "text <|im_start|> [SEP] </s> <|endoftext|>"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        name: in one or two words.
+        state: "ok", "mended" (wrong in the file and set right here), "note", "unmeasured" (no figure is known to hold
+            it against), "skipped" or "fault".
+        words: what was found, for a person.
+        figure: the number behind it, None where there is none.
+        bound: what the figure is held against.
+    """
+
+    name: str
+    state: str
+    words: str
+    figure: float | None = None
+    bound: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.state not in STATES:
+            raise ValueError(f"state is {self.state!r}; it is one of {', '.join(STATES)}")
+
+
+def check_tokens(session: Session, texts: Sequence[str]) -> Check:
+    """Check that texts end in exactly one closing token, the empty and the cut one too, and that control tokens that
+    are spelt out in a text stay text.
+    """  # noqa: D205 - one sentence
+    closing = session.closing
+    name = "tokens"
+    known: list[Tokens] = session.tokenize([*texts, _CONTROL])[0]
+    long = session.tokenize(["word " * (session.max_tokens + 10)], truncate="end")[0][0]
+    for ids, text in zip([*known, long], [*texts, _CONTROL, "a text that was cut"], strict=True):
+        wrong = _wrong_end(ids, closing)
+        if wrong:
+            return Check(name=name, state="fault", words=f"{text[:30]!r}: {wrong}")
+    control = {token for token, (_, is_control) in session.pieces(set(known[-1][1:-1].tolist())).items() if is_control}
+    if control - _unknown_of(session):
+        return Check(name=name, state="fault", words="control tokens that a text spells out are obeyed; they are text")
+    if not len(closing):
+        return Check(name=name, state="ok", words="texts have no closing token, and this pooling needs none")
+    piece = session.pieces(closing.tolist())[int(closing[0])][0]
+    return Check(name=name, state="ok", words=f"every text ends in one {piece} ({int(closing[0])}), cut ones too")
+
+
+def _wrong_end(ids: Tokens, closing: Tokens) -> str:
+    """Say what is wrong with the end of a text; "" where nothing is."""
+    if not len(closing):
+        return ""
+    if ids[-1] != closing[0]:
+        return f"ends in token {int(ids[-1])} and not in {int(closing[0])}"
+    return "ends in the closing token twice" if len(ids) > 1 and ids[-2] == closing[0] else ""
+
+
+def _unknown_of(session: Session) -> set[int]:
+    """The tokens of a character that no vocabulary has whole: where there is an unknown token, it is among them."""
+    return set(session.tokenize(["a \U00013000 a"])[0][0][1:-1].tolist())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """Texts, and what a session makes of each alone.
+
+    Attributes:
+        texts: as given.
+        tokens: (n_tokens,) int32 each.
+        rows: (n, dim) float32 of unit length.
+    """
+
+    texts: tuple[str, ...]
+    tokens: list[Tokens]
+    rows: Float32Matrix
+
+
+def drift_bound(quant: str | None) -> float:
+    """Return the least cosine that rows of one text may have when only the batch or a kernel differs."""
+    if quant in ("F32", "F16", "BF16"):
+        return _UNQUANTIZED_COSINE
+    return _Q8_COSINE if quant == "Q8_0" else _QUANTIZED_COSINE
+
+
+def check_finite(session: Session, texts: Sequence[str]) -> tuple[Check, Sample | None]:
+    """Embed texts on which models were seen to give NaN, and look at every row.
+
+    Returns:
+        What was found, and the rows; None where there are none.
+    """
+    n_before = session.rescue.n_rescued
+    tokens, _ = session.tokenize(texts, truncate="end")
+    try:
+        rows = l2_normalize(np.concatenate([session.embed([ids], names=[at]) for at, ids in enumerate(tokens)]))
+    except BackendError as error:
+        index = getattr(error, "index", None)
+        which = "" if index is None else f"{texts[index][:30]!r}: "
+        return Check(name="finite", state="fault", words=f"{which}{error}"), None
+    sample = Sample(texts=tuple(texts), tokens=tokens, rows=rows)
+    off = float(np.abs(np.linalg.norm(rows, axis=1) - 1).max())
+    if off > _LENGTH_OFF:
+        return Check(name="finite", state="fault", words=f"a row's length is off by {off:.1e}", figure=off), sample
+    n_rescued = session.rescue.n_rescued - n_before
+    if n_rescued:
+        words = f"{n_rescued} of {len(texts)} texts had no finite row at first; taken from the CPU in float32"
+        return Check(name="finite", state="mended", words=words, figure=n_rescued, bound=0), sample
+    return Check(name="finite", state="ok", words=f"{len(texts)} texts, every row finite and of unit length"), sample
+
+
+def check_distinct(sample: Sample) -> Check:
+    """Check that texts of different tokens have vectors of their own."""
+    cosines = sample.rows @ sample.rows.T
+    alike = [[set(one.tolist()) == set(other.tolist()) for other in sample.tokens] for one in sample.tokens]
+    cosines[np.array(alike)] = -1  # each with itself, and those of which a small vocabulary knows no word
+    first, second = divmod(int(cosines.argmax()), len(sample.texts))
+    figure = float(cosines[first, second])
+    if figure < _SAME_COSINE:
+        words = f"different texts have different vectors: cosine {figure:.4f} at the most"
+        return Check(name="distinct", state="ok", words=words, figure=figure, bound=_SAME_COSINE)
+    one, other = sample.texts[first][:24], sample.texts[second][:24]
+    words = f"{one!r} and {other!r} have the same vector: weights or pooling are wrong"
+    return Check(name="distinct", state="fault", words=words, figure=figure, bound=_SAME_COSINE)
+
+
+def check_batches(session: Session, sample: Sample, *, bound: float) -> Check:
+    """Check that a text has the vector that it has alone also among others, and in another order."""
+    together, backwards = session.embed(sample.tokens), session.embed(sample.tokens[::-1])[::-1]
+    ways = np.minimum(similarity_pairwise(sample.rows, together), similarity_pairwise(sample.rows, backwards))
+    words = f"{len(sample.texts)} texts alone and together"
+    return _held("batches", ways, sample, bound, words, "a text's vector hangs on the texts beside it")
+
+
+def check_agreement(
+    name: str, sample: Sample, other: Callable[[list[Tokens]], Float32Matrix], *, bound: float, words: str, fault: str
+) -> Check:
+    """Hold a session's rows against those that another way gives for the same tokens.
+
+    Args:
+        name: of the check.
+        sample: the session's.
+        other: gives (n, n_embd) raw rows for tokens; raises BackendError where that way cannot be gone.
+        bound: least cosine.
+        words: what was compared.
+        fault: what it means when they differ.
+    """
+    try:
+        theirs = other(sample.tokens)
+    except BackendError as error:
+        return Check(name=name, state="skipped", words=str(error))
+    if not np.isfinite(theirs).all():
+        return Check(name=name, state="fault", words=f"{fault}: a row is not finite there", bound=bound)
+    return _held(name, similarity_pairwise(sample.rows, theirs), sample, bound, words, fault)
+
+
+def _held(name: str, cosines: NDArray[np.float32], sample: Sample, bound: float, words: str, fault: str) -> Check:
+    worst = int(np.argmin(cosines))
+    figure = float(cosines[worst])
+    if figure >= bound:
+        fine = f"{words}: cosine {figure:.6f} at the least"
+        return Check(name=name, state="ok", words=fine, figure=figure, bound=bound)
+    said = f"{fault}: {sample.texts[worst][:24]!r} has cosine {figure:.6f}, and {bound} is the least that will do"
+    return Check(name=name, state="fault", words=said, figure=figure, bound=bound)
