@@ -44,6 +44,7 @@ class LazyModel:
     Attributes:
         text: the reference.
         spec: what the registry knows of it, None where it does not.
+        path: of the file, where the reference is one.
         config: what holds for this user.
 
     Raises:
@@ -67,7 +68,9 @@ class LazyModel:
         self._catalog = Catalog(self.config)
         self._limits, self._prefer, self._overrides = limits.over(self.config), prefer, overrides
         self._in_process, self._expects = in_process, expects
-        self.spec: ModelSpec | None = self._catalog.parse(self.text).spec
+        reference = self._catalog.parse(self.text)
+        self.spec: ModelSpec | None = reference.spec
+        self.path = reference.path
         self._lock = threading.RLock()
         self._selection: Selection | None = None
         self._fetched: Path | None = None

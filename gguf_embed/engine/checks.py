@@ -65,7 +65,7 @@ def check_tokens(session: Session, texts: Sequence[str]) -> Check:
     """  # noqa: D205 - one sentence
     closing = session.closing
     name = "tokens"
-    known: list[Tokens] = session.tokenize([*texts, _CONTROL])[0]
+    known: list[Tokens] = session.tokenize([*texts, _CONTROL], truncate="end")[0]
     long = session.tokenize(["word " * (session.max_tokens + 10)], truncate="end")[0][0]
     for ids, text in zip([*known, long], [*texts, _CONTROL, "a text that was cut"], strict=True):
         wrong = _wrong_end(ids, closing)

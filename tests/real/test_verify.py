@@ -1,0 +1,180 @@
+"""`gguf-embed verify`: a sound file passes, and each broken one has its fault named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import broken
+import numpy as np
+import pytest
+import synthetic
+
+from gguf_embed import Embedder
+from gguf_embed.cli.app import run
+from gguf_embed.engine.session import Session
+from gguf_embed.native.weights import scan_tensors
+
+pytestmark = pytest.mark.real
+
+
+@pytest.fixture
+def verify(capfd):
+    """Run the command; returns the exit code and the checks by name."""
+
+    def run_it(*arguments):
+        code = run(["verify", *map(str, arguments), "--json"])
+        told = capfd.readouterr().out
+        facts = json.loads(told)
+        return code, {check["name"]: check for check in facts["checks"]}, facts
+
+    return run_it
+
+
+def test_the_starter_model_is_right(starter_cache, verify):
+    """Every check passes; the known scores are those of sentence-transformers."""
+    code, checks, facts = verify("all-minilm-l6-v2")
+    assert (code, facts["is_right"]) == (0, True)
+    assert {check["state"] for check in checks.values()} == {"ok", "skipped"}
+    assert checks["known scores"]["figure"] <= 0.0005
+    assert checks["batches"]["figure"] >= 0.9999
+    assert facts["fingerprint"] == Embedder("all-minilm-l6-v2").fingerprint
+
+
+def test_a_sound_qwen3_is_right(qwen3, verify):
+    """By path, without a registry's word: skipped and computed head, flash attention and the plain CPU agree."""
+    code, checks, _ = verify(qwen3)
+    assert code == 0
+    assert [name for name, check in checks.items() if check["state"] == "skipped"] == ["checksum", "known scores"]
+    for name in ("batches", "head", "flash attention", "plain CPU"):
+        assert checks[name]["figure"] >= 0.9999, name
+
+
+@pytest.mark.parametrize("quant", ["Q8_0", "Q4_K_M", "Q3_K_M"])
+def test_quantizations_are_right(qwen3_quantized, verify, quant):
+    """They drift more between kernels, within the bounds that were measured."""
+    code, checks, _ = verify(qwen3_quantized(quant))
+    assert code == 0, {name: check["words"] for name, check in checks.items() if check["state"] == "fault"}
+
+
+BROKEN = {
+    "without_eos": ("EOS", "says nothing of it"),
+    "mean_pooling": ("pooling", "the file says mean"),
+    "without_rank_head": ("rank head", "cls.output.weight is missing"),
+    "chat_model": ("pooling", "a chat model"),
+    "zero_tensor": ("weights", "blk.1.ffn_down.weight is all zeros"),
+    "nan_weight": ("weights", "1 of 65,536 numbers of blk.2.attn_v.weight are NaN"),
+    "other_pretokenizer": ("tokenizer", "tokenizer.ggml.pre is gpt-2"),
+    "truncated": ("file", "cut short"),
+}
+
+
+@pytest.mark.parametrize("fault", list(BROKEN))
+def test_each_fault_is_named(tmp_path, verify, fault):
+    """One check says what is wrong, in words that a person can act on, and the exit code is 9."""
+    name, words = BROKEN[fault]
+    code, checks, facts = verify(getattr(broken, fault)(tmp_path))
+    assert (code, facts["is_right"]) == (9, False)
+    assert checks[name]["state"] == "fault"
+    assert words in checks[name]["words"]
+
+
+@pytest.mark.parametrize(("change", "name"), [({"add_eos": None}, "EOS"), ({"pooling_type": 1}, "pooling")])
+def test_what_the_registry_sets_right_is_told_and_is_no_fault(registered, tmp_path, verify, change, name):
+    """The file is wrong, its vectors here are not."""
+    path = synthetic.write_qwen3(tmp_path / registered.name, **change)
+    code, checks, _ = verify(path)
+    assert (code, checks[name]["state"]) == (0, "mended")
+    assert "Other programs do as the file says" in checks[name]["words"]
+
+
+@pytest.mark.parametrize(
+    ("change", "options"),
+    [({"add_eos": None}, ["--add-eos"]), ({"pooling_type": None}, ["--pooling", "last"])],
+)
+def test_the_callers_word_counts(tmp_path, verify, change, options):
+    """What the card says, given by hand."""
+    code, checks, _ = verify(synthetic.write_qwen3(tmp_path / "one.gguf", **change), *options)
+    assert code == 0
+    assert "mended" in {check["state"] for check in checks.values()}
+
+
+def test_a_changed_file_is_not_the_published_one(qwen3, tmp_path, verify):
+    """A blob whose bytes are not those of its name."""
+    blob = shutil.copy(qwen3, tmp_path / ("0" * 64))
+    (tmp_path / "model.gguf").symlink_to(blob)
+    code, checks, _ = verify(tmp_path / "model.gguf")
+    assert (code, checks["checksum"]["state"]) == (9, "fault")
+    assert "fetch it again" in checks["checksum"]["words"]
+
+
+def test_other_vectors_than_expected(qwen3, verify):
+    """--expect-fingerprint."""
+    with Embedder(qwen3) as model:
+        right = model.fingerprint
+    assert verify(qwen3, "--expect-fingerprint", right)[0] == 0
+    code, checks, _ = verify(qwen3, "--expect-fingerprint", "0" * 32)
+    assert (code, checks["fingerprint"]["state"]) == (9, "fault")
+
+
+@pytest.mark.parametrize(
+    ("way", "name"), [("flash_attn", "flash attention"), ("skips_head", "head"), ("plain", "plain CPU")]
+)
+def test_ways_that_disagree(qwen3, verify, monkeypatch, way, name):
+    """Each way of computing is held against the others."""
+    with Embedder(qwen3) as model:
+        model.load()  # the first look is over
+    real = Session.embed_otherwise
+
+    def meddling(self, tokens, **changes):
+        rows = real(self, tokens, **changes)
+        return rows[::-1].copy() if way in changes else rows
+
+    monkeypatch.setattr(Session, "embed_otherwise", meddling)
+    if way == "plain":
+        monkeypatch.setattr(
+            "gguf_embed.engine.rescue.Rescue.plain_rows", lambda self, texts: np.ones((len(texts), 256))
+        )
+    code, checks, _ = verify(qwen3)
+    assert code == 9
+    assert [one for one, check in checks.items() if check["state"] == "fault"] == [name]
+
+
+def test_for_people(starter_cache, capfd):
+    """A line a check, folded at 80 columns, and the verdict last."""
+    assert run(["verify", "all-minilm-l6-v2", "-q"]) == 0
+    told = capfd.readouterr().out.splitlines()
+    assert told[-1] == "16 checks are fine, 1 skipped; nothing is wrong"
+    assert max(map(len, told[1:])) <= 80
+    assert any(line.startswith("known scores    ok") for line in told)
+
+
+def test_unknown_names_are_what_they_are_everywhere(capfd):
+    """No table, exit code 3."""
+    assert run(["verify", "no-such-model"]) == 3
+    assert capfd.readouterr().out == ""
+
+
+# The numbers of a file
+
+
+@pytest.mark.parametrize("quant", ["F32", "Q8_0", "Q4_K_M", "Q3_K_M"])
+def test_every_number_is_looked_at(qwen3, qwen3_quantized, quant):
+    """Of every type; none is lost, none is NaN."""
+    path = qwen3 if quant == "F32" else qwen3_quantized(quant)
+    states = scan_tensors(path, n_threads=2)
+    assert len(states) == 3 * 11 + 2
+    assert not any(state.n_non_finite or state.n_zero_rows for state in states)
+
+
+@pytest.mark.parametrize("quant", ["F32", "Q8_0", "Q4_K_M"])
+def test_a_hole_is_seen(qwen3, qwen3_quantized, tmp_path, quant, verify):
+    """Half a matrix of zero bytes, as a download that did not finish leaves them."""
+    path = shutil.copy(qwen3 if quant == "F32" else qwen3_quantized(quant), tmp_path / f"hole-{quant}.gguf")
+    start, size = broken.offset_of(path, "blk.0.ffn_up.weight")
+    with path.open("r+b") as file:
+        file.seek(start)
+        file.write(bytes(size // 2))
+    state = next(one for one in scan_tensors(path, n_threads=1) if one.name == "blk.0.ffn_up.weight")
+    assert (state.n_zero_rows, state.n_rows, state.is_zero) == (256, 512, False)
+    assert verify(path)[1]["weights"]["state"] == "note"
