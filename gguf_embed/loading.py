@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -59,17 +59,16 @@ def load_session(
     if not selection.plan.facts.is_exact:  # sizes were a listing's; now the file itself can be asked
         selection = again(selection, path, limits=limits)
         path = selection.source.path or path
+    if (known := _recalled(limits, selection, path, catalog.config.state_dir, machine)) != limits:
+        limits = known
+        selection = again(selection, path, limits=limits)
     first = selection = check_on_disk(selection, path, overrides=overrides)
     while True:
         try:
             session = _open(selection, path)
         except AllocationError as error:
-            logger.info("%s", error)
             _leave_alone(margins, selection.plan, machine)
-            try:
-                selection = again(selection, path, limits=limits)
-            except DoesNotFitError as nothing_less:
-                raise nothing_less.adding(_REFUSED) from error
+            selection = _smaller(partial(again, selection, path, limits=limits), error)
             path = selection.source.path or path
         else:
             changed = _changed(limits, session, selection.plan, catalog.config.state_dir, machine)
@@ -86,6 +85,15 @@ def load_session(
     return selection, session
 
 
+def _smaller(again: Callable[[], Selection], refused: AllocationError) -> Selection:
+    """Choose again after memory was refused."""
+    logger.info("%s", refused)
+    try:
+        return again()
+    except DoesNotFitError as nothing_less:
+        raise nothing_less.adding(_REFUSED) from refused
+
+
 def _changed(limits: Limits, session: Session, plan: Plan, state_dir: Path, machine: Hardware) -> Limits | None:
     """Check what was loaded, once for this file on this machine.
 
@@ -99,7 +107,7 @@ def _changed(limits: Limits, session: Session, plan: Plan, state_dir: Path, mach
     if session.layout.skips_head != plan.layout.skips_head:
         return dataclasses.replace(limits, skips_head=False)
     try:
-        key = selfcheck.look_key(session, machine)
+        key = selfcheck.look_key(session.settings, machine)
         look = selfcheck.recall(state_dir, key)
         if look is None:
             look = selfcheck.first_look(session, quant=plan.quant, state_dir=state_dir, key=key)
@@ -110,10 +118,22 @@ def _changed(limits: Limits, session: Session, plan: Plan, state_dir: Path, mach
         logger.warning("%s", words)
     if look.is_flash_attn_right or session.layout.flash_attn == "off":
         return None
+    return _without_flash_attn(limits, plan, session.settings.path)
+
+
+def _recalled(limits: Limits, selection: Selection, path: Path, state_dir: Path, machine: Hardware) -> Limits:
+    """The limits, and what was found when this file was first loaded like this."""
+    look = selfcheck.recall(state_dir, selfcheck.look_key(session_settings(selection, path), machine))
+    if look is None or look.is_flash_attn_right or not limits.flash_attn:
+        return limits
+    return _without_flash_attn(limits, selection.plan, path)
+
+
+def _without_flash_attn(limits: Limits, plan: Plan, path: Path) -> Limits:
     logger.warning(
         "%s: flash attention gives other vectors on %s and is left out, which takes more memory; with a newer "
         "driver or llama-cpp-python it is looked at again",
-        session.settings.path.name,
+        path.name,
         " and ".join(_place_of(plan)),
     )
     return dataclasses.replace(limits, flash_attn=False)

@@ -24,6 +24,7 @@ from gguf_embed.engine.checks import (
     drift_bound,
 )
 from gguf_embed.engine.session import Session
+from gguf_embed.engine.settings import SessionSettings
 from gguf_embed.errors import ModelLoadError
 from gguf_embed.fit.diagnosis import driver_stamp
 from gguf_embed.fit.hardware import Hardware
@@ -65,9 +66,9 @@ def checks_path(state_dir: Path) -> Path:
     return state_dir / "checks.json"
 
 
-def look_key(session: Session, machine: Hardware) -> str:
+def look_key(settings: SessionSettings, machine: Hardware) -> str:
     """Tell apart what may give other vectors: file, way of running it, devices, driver and build."""
-    settings, layout = session.settings, session.layout
+    layout = settings.layout
     facts = settings.path.stat()
     words = [
         str(settings.path.resolve()), facts.st_size, facts.st_mtime_ns, settings.pooling_type, settings.add_eos,

@@ -32,9 +32,7 @@ def chat_model(folder):
 
 def zero_tensor(folder):
     """A whole matrix is zeros."""
-    path = synthetic.write_qwen3(folder / "zero-tensor.gguf")
-    _overwrite(path, "blk.1.ffn_down.weight", np.zeros_like)
-    return path
+    return zeroed(folder, "blk.1.ffn_down.weight")
 
 
 def nan_weight(folder):
@@ -85,3 +83,10 @@ def _overwrite(path, name, change):
     data = np.frombuffer(path.read_bytes(), dtype=np.uint8).copy()
     data[start : start + size] = change(data[start : start + size])
     path.write_bytes(data.tobytes())
+
+
+def zeroed(folder, name):
+    """A tensor of one's choice is zeros."""
+    path = synthetic.write_qwen3(folder / "zeroed.gguf")
+    _overwrite(path, name, np.zeros_like)
+    return path
