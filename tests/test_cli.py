@@ -36,8 +36,8 @@ from gguf_embed.stream.chunking import Chunking
 from gguf_embed.stream.results import Block, StreamResult
 
 VERBS = (
-    "embed", "similarity", "plan", "pull", "list", "show", "rm", "quantize", "doctor", "serve", "cache", "bench",
-    "models",
+    "embed", "similarity", "plan", "pull", "list", "show", "rm", "quantize", "doctor", "verify", "eval", "compare",
+    "serve", "cache", "bench", "models",
     "completion",
 )  # fmt: skip
 
@@ -51,14 +51,19 @@ class FakeEmbedder:
     plan = SimpleNamespace(model_id="fake", quant="Q8_0", layout=Layout())
 
     def __init__(
-        self, model=None, *, limits=None, prefer="default", truncate_dim=None, pooling_type=None, add_eos=None
-    ):
+        self, model=None, *, limits=None, prefer="default", truncate_dim=None, pooling_type=None, add_eos=None,
+        expect_fingerprint=None,
+    ):  # fmt: skip
         if model == "mistaken":
             raise ValueError("model is mistaken")
         self.given = {"model": model, "limits": limits, "prefer": prefer, "truncate_dim": truncate_dim,
                       "pooling_type": pooling_type, "add_eos": add_eos}  # fmt: skip
+        self.expects = expect_fingerprint
         self.is_closed = False
         self.made.append(self)
+
+    def fingerprint_of(self, options):
+        return self.fingerprint
 
     def load(self, on_progress=None):
         logging.getLogger("gguf_embed.fake").warning("a warning")
@@ -761,6 +766,8 @@ def test_show_as_json(shell, fake, pulled):
     facts = shell("show", "my-model", "--json").json
     assert facts["model"]["model_id"] == "my-model"
     assert facts["header"]["n_embd"] == 64
+    assert (facts["recipe"]["dim"], facts["recipe"]["pooling_type"]) == (64, "mean")
+    assert facts["fingerprint"] in shell("show", "my-model").out
     assert [file["path"] for file in facts["on_disk"]] == pulled
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from gguf_embed.cli.options import PREFERENCES as OFFERED
 from gguf_embed.errors import UnknownQuantError
 from gguf_embed.models import ladders
 from gguf_embed.models.ladders import LADDER, MAKEABLE_FROM, PREFERENCES, QUALITY_LADDER, ladder_of, quality_rank
@@ -66,6 +67,29 @@ def test_only_what_there_is(prefer):
     ladder = ladder_of(prefer, QWEN, available)
     assert ladder == tuple(quant for quant in ladder_of(prefer, QWEN) if quant in available)
     assert ladder_of(prefer, QWEN, ()) == ()
+
+
+def test_measured_goes_first():
+    """In the order it is given, whether or not the ladder has it; the rest of the default ladder comes behind."""
+    assert ladder_of("measured", QWEN, measured=("Q8_0", "Q4_K_S", "IQ4_NL")) == (
+        "Q8_0", "Q4_K_S", "IQ4_NL", "Q4_K_M", "Q3_K_M",
+    )  # fmt: skip
+    assert ladder_of("measured", QWEN, {"Q3_K_M", "Q8_0"}, measured=("Q6_K", "Q3_K_M")) == ("Q3_K_M",)
+    assert ladder_of("measured", None, measured=("Q3_K_M",)) == ("Q3_K_M", "Q4_K_M", "Q4_K_S")
+
+
+@pytest.mark.parametrize("prefer", PREFERENCES)
+def test_without_measurements_measured_is_the_default(prefer):
+    """And what was measured moves no other ladder."""
+    expected = ladder_of("default" if prefer == "measured" else prefer, QWEN)
+    assert ladder_of(prefer, QWEN) == expected
+    if prefer != "measured":
+        assert ladder_of(prefer, QWEN, measured=("Q8_0",)) == expected
+
+
+def test_the_command_line_offers_each_preference():
+    """It keeps a list of its own, so that --help loads nothing."""
+    assert OFFERED == PREFERENCES
 
 
 def test_a_preference_that_is_none():

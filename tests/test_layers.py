@@ -90,9 +90,11 @@ ARROWS = {
     "fit*": ("errors", "config", "sizes", "models.header", "models.specs", "native", "native.*", "fit", "fit.*"),
     "engine*": ("errors", "vectors", "native", "native.*", "engine", "engine.*"),
     "encoding": ("errors", "prompts", "vectors", "models.specs"),
-    "selection": ("errors", "prompts", "engine.*", "fit", "fit.*", "models.*"),
+    "fingerprints": ("prompts", "models.header", "models.specs"),
+    "selection": ("errors", "fingerprints", "engine.*", "fit", "fit.*", "models.*"),
+    "selfcheck": ("errors", "engine.*", "fit.*", "native.backend"),
     "loading": (
-        "errors", "sizes", "selection", "engine.*", "fit", "fit.*", "models.*", "native.buffers", "native.reserve",
+        "", "errors", "sizes", "selection", "selfcheck", "engine.*", "fit", "fit.*", "models.*", "native.buffers", "native.reserve",
     ),
     "opening": (
         "errors", "sizes", "config", "selection", "loading", "engine.*", "fit", "fit.*", "models.*", "native.buffers",
@@ -112,8 +114,12 @@ ARROWS = {
         "models.catalog",
         "native.child", "native.reference", "bench", "bench.*",
     ),
+    "quality*": (
+        "", "errors", "config", "sizes", "vectors", "prompts", "progress", "embedder", "encoding", "model", "selection",
+        "loading", "opening", "engine.*", "fit", "fit.*", "models.*", "native.*", "jobs.*", "quality", "quality.*",
+    ),
     "server*": (
-        "", "errors", "config", "vectors", "encoding", "selection", "opening", "engine.worker", "engine.program",
+        "", "errors", "config", "vectors", "encoding", "fingerprints", "selection", "opening", "engine.worker", "engine.program",
         "models.catalog", "models.refs", "models.shelf", "models.specs", "fit.planner", "fit.host", "server",
         "server.*",
     ),
@@ -180,8 +186,9 @@ def test_nothing_but_the_command_line_imports_the_command_line():
 GRAMMARS = ("bash", "c", "c_sharp", "cpp", "go", "java", "javascript", "php", "python", "ruby", "rust", "typescript")
 SOLE_HOMES = [
     pytest.param(("llama_cpp", "ctypes"), ("native.*",), id="llama_cpp and ctypes: native"),
-    pytest.param(("huggingface_hub", "httpx", "requests", "urllib.request"), ("models.hub", "models.transfer"),
-                 id="huggingface_hub: models/hub and models/transfer"),
+    pytest.param(("huggingface_hub", "httpx", "requests", "urllib.request"),
+                 ("models.hub", "models.transfer", "quality.remote"),
+                 id="huggingface_hub: models/hub, models/transfer; its httpx: quality/remote"),
     pytest.param(("click", "rich.table"), ("cli*",), id="click: cli"),
     pytest.param(("starlette", "uvicorn", "msgspec", "prometheus_client"), ("server.*",), id="web: server"),
     pytest.param(("orjson",), ("server.*", "jobs.sinks"), id="orjson: server and jobs/sinks"),
@@ -194,7 +201,8 @@ SOLE_HOMES = [
                  id="psutil: fit/cores, fit/host, bench/program"),
     pytest.param(("platformdirs",), ("config",), id="platformdirs: config"),
     pytest.param(("pyarrow",), ("jobs.*",), id="pyarrow: jobs"),
-    pytest.param(("matplotlib",), ("bench.plot",), id="matplotlib: bench/plot"),
+    pytest.param(("matplotlib",), ("bench.plot", "quality.plots"), id="matplotlib: bench/plot, quality/plots"),
+    pytest.param(("mteb",), ("quality.tasks",), id="mteb: quality/tasks"),
     pytest.param(("torch", "sentence_transformers"), ("bench.peers",), id="other engines: bench/peers"),
     pytest.param(("gguf", "safetensors"), ("models.wheel",), id="gguf and safetensors: models/wheel"),
 ]  # fmt: skip

@@ -19,6 +19,7 @@ __all__ = [
     "fetch_model",
     "is_quiet",
     "json_option",
+    "limit_options",
     "limits_of",
     "load_model",
     "model_argument",
@@ -30,6 +31,8 @@ __all__ = [
 ]
 
 Command = Callable[..., Any]
+# As models.ladders has them, which takes too long to load for --help.
+PREFERENCES = ("default", "quality", "speed", "small", "measured")
 
 
 class SizeType(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.4
@@ -82,14 +85,21 @@ def verbosity(command: Command) -> Command:
 
 def plan_options(command: Command) -> Command:
     """Add what limits a plan: device, memory, longest text, threads, KV type, ladder."""
+    prefer = click.option("--prefer", type=click.Choice(PREFERENCES), default="default", show_default=True,
+                          help="Which quantizations to try first.")  # fmt: skip
+    return limit_options(prefer(command))
+
+
+def limit_options(command: Command) -> Command:
+    """Add what limits a plan whose quantization is named."""
     for option in (
         click.option("--threads", "n_threads", type=click.IntRange(1, 512), help="CPU threads; all cores if left out."),
         click.option("--n-ctx", type=click.IntRange(min=1), help="Longest text in tokens; what fits if left out."),
         click.option("--skip-head/--no-skip-head", "skips_head", default=None,
                      help="Force or forbid to stop before the vocabulary projection."),
+        click.option("--no-flash-attn", "flash_attn", is_flag=True, flag_value=False, default=True,
+                     help="Leave flash attention out, where it gives wrong vectors."),
         click.option("--kv-type", type=click.Choice(["f16", "q8_0"]), help="KV cache; q8_0 takes half the memory."),
-        click.option("--prefer", type=click.Choice(["default", "quality", "speed", "small"]), default="default",
-                     show_default=True, help="Which quantizations to try first."),
         click.option("--memory", "memory_bytes", type=SizeType(),
                      help="Use at most this much of the device, or of the host on a CPU."),
         click.option("--device", help="auto, gpu, cpu, or a device's name: CUDA1, cuda:1, mps."),
@@ -105,7 +115,7 @@ def limits_of(options: dict[str, Any]) -> Any:
 
     config = load_config()
     with usage_errors():
-        names = ("memory_bytes", "device", "n_ctx", "n_threads", "kv_type", "skips_head")
+        names = ("memory_bytes", "device", "n_ctx", "n_threads", "kv_type", "skips_head", "flash_attn")
         return Limits(**{name: options.pop(name) for name in names}).over(config)
 
 

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
 from gguf_embed.config import Config
-from gguf_embed.errors import DownloadError, InvalidGGUFError, OfflineError, UnknownQuantError
+from gguf_embed.errors import ConfigError, DownloadError, InvalidGGUFError, OfflineError, UnknownQuantError
 from gguf_embed.models.headers import HeaderCache
 from gguf_embed.models.hub import Hub, Progress, RemoteFile
 from gguf_embed.models.ladders import QUALITY_LADDER, ladder_of, quality_rank
 from gguf_embed.models.made import made_path, sizes_by_quant, unknown_quant
+from gguf_embed.models.measured import load_measured
 from gguf_embed.models.refs import Reference, files_by_quant, parse_reference, select_file
 from gguf_embed.models.registry import load_registry
 from gguf_embed.models.sources import Resolved, Source
@@ -65,6 +66,7 @@ class Catalog:
             UnknownModelError: nothing answers to it.
             UnknownQuantError: the model does not come in this quantization.
             HubError: the repository cannot be listed.
+            ConfigError: prefer is "measured", and nothing of this model was.
         """
         reference = self.parse(text)
         spec = reference.spec
@@ -72,7 +74,7 @@ class Catalog:
             sources = [Source(origin="local", quant=reference.quant or "", path=reference.path.absolute())]
             return _resolved(reference, reference.path.name, spec, sources)
         if reference.repo is None and spec is not None:
-            wanted = _wanted(reference, ladder_of(prefer, spec))
+            wanted = _wanted(reference, lambda: self._ladder_of_spec(prefer, spec))
             sources = self._reachable([self._source_of_spec(spec, quant) for quant in wanted])
             quants = sorted(set(spec.quants) - set(wanted), key=quality_rank) if with_others else ()
             others = [self._source_of_spec(spec, quant) for quant in quants]
@@ -117,6 +119,31 @@ class Catalog:
             listing = self.hub.fetch_listing(source.repo, source.revision)
             return select_file(listing, source.quant, model_id=resolved.model_id)
         return source.remote
+
+    def _ladder_of_spec(self, prefer: str, spec: ModelSpec) -> tuple[str, ...]:
+        """The ladder of a model by its name; of what was measured, also what was made here and is here still."""
+        if prefer != "measured":
+            return ladder_of(prefer, spec)
+        measured = self._measured_order(spec.model_id)
+        return ladder_of(prefer, spec, {*spec.quants, *(one for one in measured if self._made(spec.model_id, one))},
+                         measured=measured)  # fmt: skip
+
+    def _ladder(self, prefer: str, spec: ModelSpec | None, repo: str, available: Collection[str]) -> tuple[str, ...]:
+        """The ladder of what one repository holds."""
+        model_id = spec.model_id if spec is not None else repo
+        return ladder_of(
+            prefer, spec, available, measured=self._measured_order(model_id) if prefer == "measured" else ()
+        )
+
+    def _measured_order(self, model_id: str) -> tuple[str, ...]:
+        measured = load_measured(self.config.state_dir, model_id)
+        if measured is None:
+            raise ConfigError(
+                f"prefer is 'measured', and no quantization of {model_id} was measured here; "
+                f"run: gguf-embed eval {model_id}",
+                key="prefer",
+            )
+        return measured.order
 
     def _source_of_spec(self, spec: ModelSpec, quant: str) -> Source:
         """The best way to one quantization: on disk, then the starter wheel, then a pinned file, then a listed repo."""
@@ -181,9 +208,8 @@ class Catalog:
             pinned = [file for file in pinned if file.file == reference.file]
             return [self._source_of_file(file) for file in pinned] or [self._source_of_named_file(reference)]
         if pinned:
-            ladder = ladder_of(prefer, spec, {file.quant for file in pinned})
             by_quant = {file.quant: file for file in pinned}
-            wanted = _wanted(reference, ladder or tuple(by_quant))
+            wanted = _wanted(reference, lambda: self._ladder(prefer, spec, repo, by_quant) or tuple(by_quant))
             if all(quant in by_quant for quant in wanted):
                 return self._reachable(self._source_of_file(by_quant[quant]) for quant in wanted)
         if reference.quant is not None:
@@ -193,8 +219,12 @@ class Catalog:
                 return [cached]
         listing = self._listing(reference)
         quants = files_by_quant(listing)
-        ladder = ladder_of(prefer, spec, quants)
-        wanted = _wanted(reference, ladder or tuple(quant for quant in QUALITY_LADDER if quant in quants))
+        wanted = _wanted(
+            reference,
+            lambda: (
+                self._ladder(prefer, spec, repo, quants) or tuple(quant for quant in QUALITY_LADDER if quant in quants)
+            ),
+        )
         if reference.quant is not None and quants and reference.quant not in quants:
             raise unknown_quant(repo, {quant: files[0].size_bytes for quant, files in quants.items()}, reference.quant)
         if not wanted:
@@ -261,5 +291,5 @@ def _resolved(
     return Resolved(reference=reference, model_id=model_id, spec=spec, sources=tuple(sources), others=tuple(others))
 
 
-def _wanted(reference: Reference, ladder: Iterable[str]) -> tuple[str, ...]:
-    return (reference.quant,) if reference.quant is not None else tuple(ladder)
+def _wanted(reference: Reference, ladder: Callable[[], tuple[str, ...]]) -> tuple[str, ...]:
+    return (reference.quant,) if reference.quant is not None else ladder()

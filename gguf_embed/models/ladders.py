@@ -5,13 +5,13 @@ Pure. It must not know files, memory or the hub.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from gguf_embed.models.specs import ModelSpec
 
 __all__ = ["LADDER", "MAKEABLE_FROM", "PREFERENCES", "QUALITY_LADDER", "ladder_of", "quality_rank"]
 
-PREFERENCES = ("default", "quality", "speed", "small")
+PREFERENCES = ("default", "quality", "speed", "small", "measured")
 # What is tried of a repo that the registry does not know, best first; the other quants only when named.
 LADDER = ("Q4_K_M", "Q4_K_S", "Q3_K_M")
 QUALITY_LADDER = (
@@ -26,13 +26,21 @@ _SPEED_LADDER = ("IQ4_XS", "Q5_K_M", "Q6_K", "Q3_K_M", "Q4_0", "Q4_K_M", "Q4_K_S
 MAKEABLE_FROM = ("Q8_0", "F16", "BF16", "F32")
 
 
-def ladder_of(prefer: str, spec: ModelSpec | None, available: Collection[str] | None = None) -> tuple[str, ...]:
+def ladder_of(
+    prefer: str,
+    spec: ModelSpec | None,
+    available: Collection[str] | None = None,
+    *,
+    measured: Sequence[str] = (),
+) -> tuple[str, ...]:
     """List the quantizations to try, best first.
 
     Args:
-        prefer: "default", "quality" (F16 and Q8_0 first), "speed" (what computes fastest) or "small" (least memory).
+        prefer: "default", "quality" (F16 and Q8_0 first), "speed" (what computes fastest), "small" (least memory) or
+            "measured" (as an evaluation found them).
         spec: the model, None for one that the registry does not know.
         available: what there is, None for everything.
+        measured: for "measured", what was measured, best first; it goes before the default ladder.
 
     Raises:
         ValueError: no such preference.
@@ -46,6 +54,8 @@ def ladder_of(prefer: str, spec: ModelSpec | None, available: Collection[str] | 
         chosen = reversed(default)
     elif prefer == "speed":
         chosen = sorted(quality, key=_speed_rank)
+    elif prefer == "measured":
+        chosen = dict.fromkeys((*measured, *default))
     return tuple(quant for quant in chosen if available is None or quant in available)
 
 
