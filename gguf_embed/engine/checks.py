@@ -71,6 +71,8 @@ def check_tokens(session: Session, texts: Sequence[str]) -> Check:
         wrong = _wrong_end(ids, closing)
         if wrong:
             return Check(name=name, state="fault", words=f"{text[:30]!r}: {wrong}")
+    if session.settings.pooling_type == "cls" and (wrong := _wrong_begin(session, known)):
+        return Check(name=name, state="fault", words=wrong)
     control = {token for token, (_, is_control) in session.pieces(set(known[-1][1:-1].tolist())).items() if is_control}
     if control - _unknown_of(session):
         return Check(name=name, state="fault", words="control tokens that a text spells out are obeyed; they are text")
@@ -87,6 +89,18 @@ def _wrong_end(ids: Tokens, closing: Tokens) -> str:
     if ids[-1] != closing[0]:
         return f"ends in token {int(ids[-1])} and not in {int(closing[0])}"
     return "ends in the closing token twice" if len(ids) > 1 and ids[-2] == closing[0] else ""
+
+
+def _wrong_begin(session: Session, known: Sequence[Tokens]) -> str:
+    """Say what is wrong with the first token, which is the one that is pooled; "" where nothing is."""
+    first = {int(ids[0]) for ids in known}
+    opening = first.pop()
+    if not first and session.pieces([opening])[opening][1]:
+        return ""
+    return (
+        "texts begin with a word and not with CLS or <s>, and the first token is pooled: tokenizer.ggml.add_bos_token "
+        "is missing, as in early conversions of XLM-R models; take a newer one"
+    )
 
 
 def _unknown_of(session: Session) -> set[int]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gguf_embed.errors import OfflineError, UnknownQuantError
 from gguf_embed.models.catalog import Catalog
-from gguf_embed.models.ladders import MAKEABLE_FROM
+from gguf_embed.models.ladders import MAKEABLE_FROM, quality_rank
 from gguf_embed.models.made import made_path
 from gguf_embed.models.quantize import quantize_file
 from gguf_embed.models.refs import Reference
@@ -50,7 +50,8 @@ def find_making(
         catalog: where models are found.
         text: a model reference; its quantization, if it names one, is what to start from.
         quant: to make, in any case.
-        source_quant: to start from; None takes Q8_0, F16, BF16 or F32, one that is on disk before others.
+        source_quant: to start from; None takes the best of Q8_0, F16, BF16 and F32 that is on disk, else the first that
+            can be had.
         target: the file to write; None keeps it where its name is found again, or beside a file of the user's.
 
     Raises:
@@ -64,7 +65,8 @@ def find_making(
         raise ValueError(f"{quant!r} is no quantization that can be made; it is one of {', '.join(FTYPES)}")
     reference = catalog.parse(text)
     resolved = _sources(catalog, reference, text, source_quant)
-    source = next((one for one in resolved.sources if one.is_on_disk), resolved.sources[0])
+    here = [one for one in resolved.sources if one.is_on_disk]
+    source = min(here, key=lambda one: quality_rank(one.quant), default=resolved.sources[0])
     if target is None and source.origin == "local" and reference.path is not None and source.path is not None:
         target = _beside(source.path, quant)
     return Making(

@@ -1,0 +1,181 @@
+"""engine/checks.py over a session whose answers a person can check by eye: each check fails where it should."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from gguf_embed.engine.checks import (
+    Check,
+    check_agreement,
+    check_batches,
+    check_distinct,
+    check_finite,
+    check_tokens,
+    drift_bound,
+)
+from gguf_embed.errors import BackendError, DecodeError, NonFiniteEmbeddingError
+
+CLS, EOS, MARK = 1, 2, 3
+TEXTS = ["ab", "b", "", "abc"]
+
+
+class FakeSession:
+    """A token is a letter; CLS and EOS go around; a row counts a, b and c, and one."""
+
+    max_tokens = 20
+
+    def __init__(self, pooling_type="last"):
+        self.settings = SimpleNamespace(pooling_type=pooling_type)
+        self.rescue = SimpleNamespace(n_rescued=0)
+        self.closing = np.array([EOS], dtype=np.int32)
+        self.opens = self.closes = True
+        self.obeys = False
+        self.neighbours = 0.0
+        self.failure = None
+
+    def tokenize(self, texts, *, truncate="error"):
+        """Letters to ids."""
+        found = []
+        for text in texts:
+            body = [100 + ord(letter) % 100 for letter in text.replace("word ", "w")][: self.max_tokens - 2]
+            if self.obeys and "<|" in text:
+                body[3] = MARK
+            found.append(np.array([CLS] * self.opens + body + [EOS] * self.closes, dtype=np.int32))
+        return found, []
+
+    def pieces(self, ids):
+        """Which are control tokens."""
+        return {token: (f"<{token}>", token in (CLS, EOS, MARK)) for token in ids}
+
+    def embed(self, tokens, names=None):
+        """Counts, and something of the neighbours where that is wanted."""
+        if self.failure is not None:
+            raise self.failure
+        rows = [[(ids == 100 + ord(letter) % 100).sum() for letter in "abc"] + [1] for ids in tokens]
+        rows = np.array(rows, dtype=np.float32)
+        return rows + self.neighbours * (rows.sum(axis=0) - rows)
+
+
+@pytest.fixture
+def session():
+    """A sound one."""
+    return FakeSession()
+
+
+def sample_of(session, texts=TEXTS):
+    check, sample = check_finite(session, texts)
+    assert check.state == "ok"
+    return sample
+
+
+def test_a_sound_model_passes(session):
+    """Every check is ok, and says so with its figure."""
+    sample = sample_of(session)
+    checks = [
+        check_tokens(session, TEXTS),
+        check_distinct(sample),
+        check_batches(session, sample, bound=0.9999),
+        check_agreement("other", sample, session.embed, bound=0.9999, words="w", fault="f"),
+    ]
+    assert [check.state for check in checks] == ["ok"] * 4
+    assert "one <2> (2)" in checks[0].words
+    assert checks[2].figure == pytest.approx(1)
+
+
+def test_texts_without_their_end(session):
+    """No EOS, and two of them."""
+    session.closes = False
+    assert "ends in token" in check_tokens(session, TEXTS).words
+    session.closes = True
+    session.tokenize = lambda texts, truncate="error": ([np.array([5, EOS, EOS], dtype=np.int32)] * len(texts), [])
+    assert "closing token twice" in check_tokens(session, TEXTS).words
+
+
+def test_a_pooled_first_token_that_is_a_word():
+    """CLS pooling wants an opening token; others do not care."""
+    for pooling_type, state in (("cls", "fault"), ("mean", "ok")):
+        session = FakeSession(pooling_type)
+        assert check_tokens(session, TEXTS).state == "ok"
+        session.opens = False
+        assert check_tokens(session, TEXTS).state == state
+
+
+def test_control_tokens_that_are_obeyed(session):
+    """Spelt out in a text they are text."""
+    session.obeys = True
+    check = check_tokens(session, TEXTS)
+    assert (check.state, "obeyed" in check.words) == ("fault", True)
+
+
+@pytest.mark.parametrize(
+    ("failure", "words"),
+    [
+        (NonFiniteEmbeddingError("text 1 has none", index=1), "'b': text 1 has none"),
+        (DecodeError("llama_decode returned -3", return_code=-3), "llama_decode returned -3"),
+    ],
+)
+def test_a_text_without_a_row(session, failure, words):
+    """It is named, and there is no sample to go on with."""
+    session.failure = failure
+    check, sample = check_finite(session, TEXTS)
+    assert (check.state, check.words, sample) == ("fault", words, None)
+
+
+def test_rescued_texts_are_told(session):
+    """Right in the end, and not as they should be."""
+    real = session.embed
+
+    def embed(tokens, names=None):
+        session.rescue.n_rescued += 1
+        return real(tokens)
+
+    session.embed = embed
+    check, _ = check_finite(session, TEXTS)
+    assert (check.state, check.figure) == ("mended", 4)
+
+
+def test_one_vector_for_all(session):
+    """And texts of the same tokens are not held against each other."""
+    assert check_distinct(sample_of(session, ["ab", "ba", "b"])).state == "ok"
+    session.embed = lambda tokens, names=None: np.ones((len(tokens), 4), dtype=np.float32)
+    check = check_distinct(sample_of(session))
+    assert (check.state, "the same vector" in check.words) == ("fault", True)
+
+
+def test_neighbours_that_show(session):
+    """A row that hangs on the batch, by how much and for which text."""
+    sample = sample_of(session)
+    session.neighbours = 0.3
+    check = check_batches(session, sample, bound=0.9999)
+    assert check.state == "fault"
+    assert check.figure < 0.99
+    assert "hangs on the texts beside it" in check.words
+
+
+def test_another_way_that_differs_fails_or_cannot_be_gone(session):
+    """Figures, NaN, and no memory."""
+    sample = sample_of(session)
+    how = {"bound": 0.9999, "words": "w", "fault": "it differs"}
+    assert check_agreement("x", sample, lambda tokens: sample.rows[::-1], **how).state == "fault"
+    lost = np.full((4, 4), np.nan, dtype=np.float32)
+    assert "not finite" in check_agreement("x", sample, lambda tokens: lost, **how).words
+
+    def refuse(tokens):
+        raise BackendError("no memory")
+
+    check = check_agreement("x", sample, refuse, **how)
+    assert (check.state, check.words) == ("skipped", "no memory")
+
+
+def test_coarser_quantizations_may_drift_more():
+    """In the order of their steps."""
+    assert drift_bound("F16") == drift_bound("F32") > drift_bound("Q8_0") > drift_bound("Q4_K_M") == drift_bound(None)
+
+
+def test_a_state_is_a_known_word():
+    """A typo is a mistake."""
+    with pytest.raises(ValueError, match="state is 'fine'"):
+        Check(name="x", state="fine", words="")
