@@ -59,8 +59,8 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 def eval_command(model: str, output: Path | None, as_json: bool, **options: Any) -> None:
     """Measure what the quantizations of MODEL cost in quality.
 
-    Each is held against the best one: on texts of yours, on pairs that people scored, on searches that people judged,
-    on tasks of mteb; on a small English sample if you name none. What is found is kept for --prefer measured.
+    Each is held against the best one: on texts of yours, on pairs with scores, on searches with judgements, on tasks
+    of mteb; on a small sample of this project's own if you name none. What is found is kept for --prefer measured.
 
     \b
       gguf-embed eval qwen3-embedding-0.6b --texts notes.txt -o report.html

@@ -55,7 +55,7 @@ class Texts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pairs:
-    """Pairs of sentences that people scored by likeness (STS).
+    """Pairs of sentences, scored by likeness (STS).
 
     Attributes:
         name: of the file, for a person.
@@ -122,7 +122,7 @@ class Material:
 
     Attributes:
         texts: for cosines, neighbours and order; None for none.
-        pairs: for the correlation with people's scores.
+        pairs: for the correlation with their scores.
         retrieval: for nDCG and recall.
         tasks: names of mteb's.
     """
@@ -144,7 +144,7 @@ class Material:
 
 
 def load_sample() -> Material:
-    """Read what is measured on where nobody names anything: English, made for this package."""
+    """Read what is measured on where nobody names anything; sample/README.md says what it is."""
     return Material(
         texts=load_texts([SAMPLE / "texts.jsonl"], name="the sample"),
         pairs=load_pairs(SAMPLE / "pairs.tsv", name="the sample"),

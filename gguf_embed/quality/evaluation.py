@@ -55,7 +55,7 @@ class Figures:
         cosine_min: the same, the least.
         neighbours_kept: mean share of a text's ten nearest that are the same as the reference's at full length.
         rank_correlation: Spearman's, of the cosines between texts with the reference's at full length.
-        spearman: of the cosines of pairs with people's scores.
+        spearman: of the cosines of pairs with their scores.
         ndcg_at_10: mean over the queries, linear gain.
         recall_at_10: mean over the queries.
     """

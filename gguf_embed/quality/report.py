@@ -34,7 +34,7 @@ _COLUMNS = (
         4,
         "rank correlation of all cosines between texts with those of {reference} at full length",
     ),
-    ("spearman", "pairs", 4, "rank correlation of the cosines of pairs with people's scores"),
+    ("spearman", "pairs", 4, "rank correlation of the cosines of pairs with their scores"),
     ("ndcg_at_10", "nDCG@10", 4, "how far up the relevant documents are among the first ten"),
     ("recall_at_10", "recall@10", 4, "share of the relevant documents that are among the first ten"),
 )
