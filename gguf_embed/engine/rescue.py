@@ -6,7 +6,7 @@ It must not know packing, tokenizers or what the other texts are.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,7 +66,7 @@ class Rescue:
         self._plain: Decoder | None = None
 
     def mend(
-        self, rows: Float32Matrix, texts: Sequence[Tokens], names: NDArray[np.intp], decoder: Decoder
+        self, rows: Float32Matrix, texts: Sequence[Tokens], names: NDArray[np.intp], decoder: Callable[[], Decoder]
     ) -> list[BackendError]:
         """Put a right row in place of each that is not finite or all zeros; NaN where there is none.
 
@@ -74,7 +74,7 @@ class Rescue:
             rows: (n, n_embd) of these texts.
             texts: (n_tokens,) int32 each.
             names: (n,) what to call each in messages, by number.
-            decoder: which gave the rows.
+            decoder: returns the one for single texts, where there is need of it.
 
         Returns:
             An error for each text without a row, which has its name as `index`.
@@ -82,7 +82,7 @@ class Rescue:
         errors: list[BackendError] = []
         for at in map(int, np.flatnonzero(~_is_sound(rows))):
             try:
-                rows[at] = self._row(texts[at], int(names[at]), decoder)
+                rows[at] = self._row(texts[at], int(names[at]), decoder())
                 self.n_rescued += 1
             except (DecodeError, NonFiniteEmbeddingError) as error:
                 rows[at] = np.nan

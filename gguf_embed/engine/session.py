@@ -314,12 +314,11 @@ class Session:
         found = self._decoded_together(texts)
         for at, (members, batch) in enumerate(zip(batches, texts, strict=True)):
             with self._lock:
-                decoder = self._opened()
                 if found is None:
-                    rows = decode_or_nan(decoder, batch, n_embd=self.n_embd, n_prefix=n_prefix)
+                    rows = decode_or_nan(self._opened(), batch, n_embd=self.n_embd, n_prefix=n_prefix)
                 else:
                     rows = found[at]
-                errors += self.rescue.mend(rows, batch, names[members], decoder)
+                errors += self.rescue.mend(rows, batch, names[members], self._opened)
             yield members, rows
             if found is None:
                 raise_first(errors)

@@ -106,8 +106,8 @@ def test_refused_memory_means_one_after_the_other(open_session, monkeypatch, cap
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
-def test_a_batch_that_fails_ends_the_call(open_session, monkeypatch):
-    """The error comes out, the next call is right, and closing leaves no thread."""
+def test_a_batch_that_fails_costs_nothing_but_time(open_session, monkeypatch, caplog):
+    """The batches are decoded one after the other, the next call has them side by side, and no thread is left."""
     session = open_session()
     expected = rows_of(session)
     real, calls = decoder.Decoder.decode, []
@@ -119,8 +119,8 @@ def test_a_batch_that_fails_ends_the_call(open_session, monkeypatch):
         return real(self, *arguments, **options)
 
     monkeypatch.setattr(decoder.Decoder, "decode", fails_once)
-    with pytest.raises(DecodeError, match="broken"):
-        rows_of(session)
+    assert np.allclose(rows_of(session), expected, atol=1e-4)
+    assert "batches side by side failed, and are decoded one after the other: broken" in caplog.text
     assert np.array_equal(rows_of(session), expected)
     session.close()
     assert not [one for one in threading.enumerate() if one.name.startswith("gguf-embed-decode")]

@@ -555,12 +555,14 @@ def warm(open_session, layout=SMALL):
 @pytest.mark.parametrize("is_after", [False, True])
 @pytest.mark.parametrize("at", [0, 1, 2, 4, 6, 8])
 def test_a_decode_that_fails_leaves_nothing_wrong(open_session, right, decodes, monkeypatch, at, is_after):
-    """In a prefix or in a batch, before or after its cells were written: the next calls are right, and share again."""
+    """In a prefix or in a batch, before or after its cells were written: its texts are decoded alone, all are right,
+    the next calls too, and they share again.
+    """  # noqa: D205 - one sentence
     session = warm(open_session)
     with monkeypatch.context() as patched:
         Stumbling(patched, "decode", DecodeError("no", return_code=-3), at=at, is_after=is_after)
-        with pytest.raises(DecodeError, match="no"):
-            embed(session, MIXED)
+        assert cosines(embed(session, MIXED), right(MIXED, "")).min() >= 0.99999
+    assert session.rescue.n_rescued >= 1
     for texts, prompt in ((["of", "a"], PROMPT), (MIXED, ""), (["of", "a"], PROMPT)):
         assert cosines(embed(session, texts, prompt), right(texts, prompt)).min() >= 0.99999
     assert not is_computed(session, PROMPT, decodes)
