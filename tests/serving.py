@@ -77,7 +77,9 @@ class Served:
         connection = http.client.HTTPConnection("127.0.0.1", self.port or 80, timeout=120)
         connection.sock = self.connect()
         try:
-            connection.request(method, path, body, headers or {})
+            # A body that is refused for its size is answered before all of it was sent.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                connection.request(method, path, body, headers or {})
             response = connection.getresponse()
             return response.status, response.headers, response.read()
         finally:
