@@ -17,7 +17,7 @@ from gguf_embed.models.header import ModelFacts, load_facts
 from gguf_embed.models.specs import ModelSpec
 from gguf_embed.prompts import PromptSet
 
-__all__ = ["TOKEN_RULE", "Recipe", "recipe_of", "sha256_of"]
+__all__ = ["TOKEN_RULE", "Recipe", "checked_fingerprint", "recipe_of", "sha256_of"]
 
 # Raised when `engine.tokenizing` gives other tokens for the same text, so that rows of before do not pass for new ones.
 TOKEN_RULE = 1
@@ -25,7 +25,9 @@ TOKEN_RULE = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """All that moves a vector but the text, the prompt that was chosen for it, and last bits of arithmetic.
+    """All that moves a vector but the text and the prompt that was chosen for it.
+
+    How it is written is no part: float32, int8 and binary outputs share a fingerprint, and say their precision beside.
 
     Attributes:
         sha256: of the file: weights, quantization, tokenizer.
@@ -48,6 +50,13 @@ class Recipe:
     dim: int
     layer_norm_first: bool = False
     normalize: bool = True
+
+    def cut(self, dim: int, *, normalize: bool, spec: ModelSpec | None) -> Recipe:
+        """Return the recipe of vectors that are cut to `dim` components, of unit length or not."""
+        is_cut = spec is not None and dim < spec.n_embd
+        return dataclasses.replace(
+            self, dim=dim, normalize=normalize, layer_norm_first=is_cut and _has_layer_norm(spec)
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -82,7 +91,6 @@ def recipe_of(
     facts: ModelFacts = load_facts(path)
     of_spec = (spec.pooling_type, spec.add_eos) if spec is not None else (None, None)
     eos = next((one for one in (add_eos, of_spec[1]) if one is not None), facts.add_eos)
-    matryoshka = spec.matryoshka if spec is not None else None
     dim = facts.n_embd if dim is None else dim
     return Recipe(
         sha256=sha256_of(path),
@@ -91,9 +99,25 @@ def recipe_of(
         kv_type=kv_type,
         prompts=spec.prompts if spec is not None else PromptSet(),
         dim=dim,
-        layer_norm_first=matryoshka is not None and matryoshka.layer_norm_first and dim < facts.n_embd,
+        layer_norm_first=dim < facts.n_embd and _has_layer_norm(spec),
         normalize=normalize,
     )
+
+
+def _has_layer_norm(spec: ModelSpec | None) -> bool:
+    """Whether rows are layer-normed before they are cut."""
+    return spec is not None and spec.matryoshka is not None and spec.matryoshka.layer_norm_first
+
+
+def checked_fingerprint(text: str) -> str:
+    """Return a fingerprint as it is written here.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(text, str) or not re.fullmatch(r"[0-9a-f]{32}", text.lower()):
+        raise ValueError(f"{text!r} is no fingerprint; it is 32 hex digits, as gguf-embed show prints them")
+    return text.lower()
 
 
 def sha256_of(path: Path) -> str:

@@ -16,6 +16,7 @@ from gguf_embed.encoding import EncodeOptions
 from gguf_embed.engine.session import Session
 from gguf_embed.engine.worker import Worker
 from gguf_embed.errors import ClosedError, DoesNotFitError, FingerprintError, ModelLoadError
+from gguf_embed.fingerprints import checked_fingerprint
 from gguf_embed.fit.planner import Limits
 from gguf_embed.models.catalog import Catalog
 from gguf_embed.models.specs import ModelSpec
@@ -51,6 +52,7 @@ class LazyModel:
         UnknownModelError: nothing answers to `text`.
         UnknownQuantError: the model is known, the quantization is not.
         ConfigError: a setting cannot be used.
+        ValueError: `expects` is no fingerprint.
     """
 
     def __init__(
@@ -67,7 +69,9 @@ class LazyModel:
         self.text = self.config.model if text is None else text
         self._catalog = Catalog(self.config)
         self._limits, self._prefer, self._overrides = limits.over(self.config), prefer, overrides
-        self._in_process, self._expects = in_process, expects
+        self._in_process = in_process
+        self._expects = None if expects is None else checked_fingerprint(expects)
+        self._checked: set[tuple[int, bool]] = set()  # lengths, and whether normalized, that were expected
         reference = self._catalog.parse(self.text)
         self.spec: ModelSpec | None = reference.spec
         self.path = reference.path
@@ -159,6 +163,7 @@ class LazyModel:
         """
         if self._expects is None:
             return
+        self._checked.add((dim, normalize))
         actual = self.fingerprint(dim, normalize=normalize)
         if actual != self._expects:
             raise FingerprintError(
@@ -186,11 +191,14 @@ class LazyModel:
 
         Raises:
             DoesNotFitError: another quantization or KV type had to be loaded, whose rows do not compare.
+        FingerprintError: it is not the expected one.
             ModelLoadError: the file has changed since.
         """
         session, opened = self.open()
         if self._is_as_fetched:
             return session
+        for dim, normalize in tuple(self._checked):  # what was loaded may be less than what was planned
+            self.check_fingerprint(dim, normalize=normalize)
         self._check_unchanged(opened.path)
         now = row_identity(opened.selection, opened.path, overrides=self._overrides)
         if self._identity not in (None, now):

@@ -84,6 +84,17 @@ class _Decoder:
         pass
 
 
+class _Rescue(Rescue):
+    """The real one, with the same decoder as the plain way."""
+
+    def __init__(self, settings, decoder):
+        super().__init__(settings)
+        self._same = decoder
+
+    def _plain_decoder(self, n_tokens):
+        return self._same
+
+
 class _Session(Session):
     """The real one over words."""
 
@@ -95,8 +106,7 @@ class _Session(Session):
         self._lock, self._vocab_lock = threading.RLock(), threading.Lock()
         self._decoder = _Decoder(words, model, n_batch=model.n_batch)
         self._crew = None
-        self.rescue = Rescue(self.settings)
-        self.rescue._plain = self._decoder
+        self._rescue = _Rescue(self.settings, self._decoder)
         self._model, self.n_embd, self.max_tokens = words, N_EMBD, model.longest
         self._tokenizer = Tokenizer(words, max_tokens=model.longest)
         self._sharing = Sharing(self._tokenizer.tokenize)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +14,7 @@ from gguf_embed.engine.checks import (
     check_batches,
     check_distinct,
     check_finite,
+    check_flash_attn,
     check_tokens,
     drift_bound,
 )
@@ -28,8 +30,9 @@ class FakeSession:
     max_tokens = 20
 
     def __init__(self, pooling_type="last"):
-        self.settings = SimpleNamespace(pooling_type=pooling_type)
-        self.rescue = SimpleNamespace(n_rescued=0)
+        self.settings = SimpleNamespace(pooling_type=pooling_type, n_batch=64)
+        self.layout = SimpleNamespace(n_seq_max=8, flash_attn="auto", kv_type="f16")
+        self.n_rescued = 0
         self.closing = np.array([EOS], dtype=np.int32)
         self.opens = self.closes = True
         self.obeys = False
@@ -50,7 +53,7 @@ class FakeSession:
         """Which are control tokens."""
         return {token: (f"<{token}>", token in (CLS, EOS, MARK)) for token in ids}
 
-    def embed(self, tokens, names=None):
+    def embed(self, tokens):
         """Counts, and something of the neighbours where that is wanted."""
         if self.failure is not None:
             raise self.failure
@@ -113,8 +116,8 @@ def test_control_tokens_that_are_obeyed(session):
 @pytest.mark.parametrize(
     ("failure", "words"),
     [
-        (NonFiniteEmbeddingError("text 1 has none", index=1), "'b': text 1 has none"),
-        (DecodeError("llama_decode returned -3", return_code=-3), "llama_decode returned -3"),
+        (NonFiniteEmbeddingError("text 0 has none", index=0), "'ab': text 0 has none"),
+        (DecodeError("llama_decode returned -3", return_code=-3), "'ab': llama_decode returned -3"),
     ],
 )
 def test_a_text_without_a_row(session, failure, words):
@@ -128,19 +131,67 @@ def test_rescued_texts_are_told(session):
     """Right in the end, and not as they should be."""
     real = session.embed
 
-    def embed(tokens, names=None):
-        session.rescue.n_rescued += 1
+    def embed(tokens):
+        session.n_rescued += sum(len(ids) == 4 for ids in tokens)  # "ab"
         return real(tokens)
 
     session.embed = embed
-    check, _ = check_finite(session, TEXTS)
-    assert (check.state, check.figure) == ("mended", 4)
+    check, sample = check_finite(session, TEXTS)
+    assert (check.state, check.figure, sample.is_rescued.tolist()) == ("mended", 1, [True, False, False, False])
+    check = check_agreement("x", sample, lambda tokens: sample.rows[1:], bound=0.9999, words="w", fault="f")
+    assert check.state == "ok"  # the rescued one is not held against anything
+    check = check_batches(session, sample, bound=0.9999)
+    assert check.state == "ok"
+
+
+def test_rows_that_are_lost_in_batches_alone(session):
+    """They are right in the end, and batches are of no use."""
+    sample = sample_of(session)
+    real = session.embed
+
+    def embed(tokens):
+        session.n_rescued += len(tokens) if len(tokens) > 1 else 0
+        return real(tokens)
+
+    session.embed = embed
+    check = check_batches(session, sample, bound=0.9999)
+    assert (check.state, check.figure) == ("mended", 8)
+
+
+def test_one_text_a_decode_is_no_batch(session):
+    """Nothing is claimed where nothing was tried."""
+    sample = sample_of(session)
+    session.settings.n_batch = 3
+    assert check_batches(session, sample, bound=0.9999).state == "skipped"
+
+
+@pytest.mark.parametrize(("finite_without", "state"), [(True, "fault"), (False, "ok")])
+def test_flash_attention_that_loses_rows(session, finite_without, state):
+    """Where texts have a row without it alone, it is to blame; where they have none either, it is not."""
+    sample = sample_of(session)
+    sample = dataclasses.replace(sample, is_rescued=np.array([True, False, False, False]))
+
+    def without(tokens, *, flash_attn):
+        rows = session.embed(tokens)
+        return rows if finite_without or len(tokens) > 1 else rows * np.nan
+
+    session.embed_otherwise = without
+    assert check_flash_attn(session, sample, bound=0.9999).state == state
+
+
+def test_flash_attention_that_is_off_or_needed(session):
+    """Said, and nothing is compared."""
+    sample = sample_of(session)
+    session.layout.flash_attn = "off"
+    assert check_flash_attn(session, sample, bound=0.9999).state == "note"
+    session.layout.flash_attn, session.layout.kv_type = "auto", "q8_0"
+    assert check_flash_attn(session, sample, bound=0.9999).state == "skipped"
 
 
 def test_one_vector_for_all(session):
     """And texts of the same tokens are not held against each other."""
     assert check_distinct(sample_of(session, ["ab", "ba", "b"])).state == "ok"
-    session.embed = lambda tokens, names=None: np.ones((len(tokens), 4), dtype=np.float32)
+    session.embed = lambda tokens: np.ones((len(tokens), 4), dtype=np.float32)
     check = check_distinct(sample_of(session))
     assert (check.state, "the same vector" in check.words) == ("fault", True)
 

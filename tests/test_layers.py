@@ -94,13 +94,17 @@ ARROWS = {
     "selection": ("errors", "fingerprints", "engine.*", "fit", "fit.*", "models.*"),
     "selfcheck": ("errors", "engine.*", "fit.*", "native.backend"),
     "loading": (
-        "", "errors", "sizes", "selection", "selfcheck", "engine.*", "fit", "fit.*", "models.*", "native.buffers", "native.reserve",
+        "", "errors", "sizes", "selection", "selfcheck", "engine.*", "fit", "fit.*", "models.*", "native.buffers",
+        "native.reserve",
     ),
     "opening": (
         "errors", "sizes", "config", "selection", "loading", "engine.*", "fit", "fit.*", "models.*", "native.buffers",
         "native.layout",
     ),
-    "model": ("errors", "config", "prompts", "encoding", "selection", "opening", "engine.*", "fit.planner", "models.*"),
+    "model": (
+        "errors", "config", "prompts", "encoding", "fingerprints", "selection", "opening", "engine.*", "fit.planner",
+        "models.*",
+    ),
     "stream*": ("errors", "config", "sizes", "vectors", "encoding", "models.specs", "engine.*", "stream", "stream.*"),
     "embedder": (
         "errors", "vectors", "prompts", "progress", "encoding", "model", "selection", "fit.planner", "stream",
@@ -115,11 +119,13 @@ ARROWS = {
         "native.child", "native.reference", "bench", "bench.*",
     ),
     "quality*": (
-        "", "errors", "config", "sizes", "vectors", "prompts", "progress", "embedder", "encoding", "model", "selection",
-        "loading", "opening", "engine.*", "fit", "fit.*", "models.*", "native.*", "jobs.*", "quality", "quality.*",
+        "", "errors", "config", "sizes", "vectors", "prompts", "progress", "embedder", "encoding", "fingerprints",
+        "model", "selection", "loading", "opening", "engine.*", "fit", "fit.*", "models.*", "native.*", "jobs.*",
+        "quality", "quality.*",
     ),
     "server*": (
-        "", "errors", "config", "vectors", "encoding", "fingerprints", "selection", "opening", "engine.worker", "engine.program",
+        "", "errors", "config", "vectors", "encoding", "fingerprints", "selection", "opening", "engine.worker",
+        "engine.program",
         "models.catalog", "models.refs", "models.shelf", "models.specs", "fit.planner", "fit.host", "server",
         "server.*",
     ),

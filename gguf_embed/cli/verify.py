@@ -40,15 +40,19 @@ def verify_command(model: str | None, as_json: bool, **options: Any) -> None:
       gguf-embed verify qwen3-embedding-4b
       gguf-embed verify ./file.gguf --pooling last
     """  # noqa: D301 - click reads the backspace itself
-    from gguf_embed.model import LazyModel  # noqa: PLC0415 - keeps --help quick
+    from gguf_embed.fingerprints import checked_fingerprint  # noqa: PLC0415 - keeps --help quick
+    from gguf_embed.model import LazyModel  # noqa: PLC0415
     from gguf_embed.quality.verification import Verification  # noqa: PLC0415
     from gguf_embed.selection import Overrides  # noqa: PLC0415
 
     limits, expects, prefer = limits_of(options), options.pop("expect_fingerprint"), options.pop("prefer")
     overrides = Overrides(**options)
     with usage_errors():
+        expects = checked_fingerprint(expects) if expects is not None else None
         subject = LazyModel(model, limits=limits, prefer=prefer, overrides=overrides, in_process=True)
     try:
+        with usage_errors():
+            _ = subject.path or subject.selection()  # refuses limits that this model cannot have
         _fetch(subject)
         verification = Verification(subject, overrides=overrides, expects=expects, n_threads=limits.n_threads or 2)
         checks = _run(verification, as_json=as_json)

@@ -17,8 +17,8 @@ from gguf_embed.errors import BackendError
 from gguf_embed.vectors import l2_normalize, similarity_pairwise
 
 __all__ = [
-    "STATES", "Check", "Sample", "check_agreement", "check_batches", "check_distinct", "check_finite", "check_tokens",
-    "drift_bound",
+    "FLASH_ATTN", "STATES", "Check", "Sample", "check_agreement", "check_batches", "check_distinct", "check_finite",
+    "check_flash_attn", "check_tokens", "drift_bound",
 ]  # fmt: skip
 
 Float32Matrix = NDArray[np.float32]
@@ -29,9 +29,10 @@ STATES = ("ok", "mended", "note", "unmeasured", "skipped", "fault")
 # Source: 11 texts, all-MiniLM-L6-v2 and a synthetic Qwen3: F16 and F32 0.999999, Q8_0 0.99935, Q4_K_M 0.9985, Q4_K_S
 # 0.9981, Q3_K_M 0.9987 at the least, 2 cores with AVX-512, 2026-11-22; texts over parts of a batch 0.976 and less.
 _UNQUANTIZED_COSINE, _Q8_COSINE, _QUANTIZED_COSINE = 0.9999, 0.998, 0.995
-# Two texts that have nothing in common; rows of a model whose pooling or weights are lost are nearer than that.
+# Rows of texts with nothing in common, where pooling or weights are lost. Source: 1.000000 with tests/broken.py's
+# zeroed output_norm, 0.89 at the most in sound models with random weights, 0.51 in all-MiniLM-L6-v2, 2026-11-22.
 _SAME_COSINE = 0.99999
-_LENGTH_OFF = 1e-5
+FLASH_ATTN = "flash attention"
 _CONTROL = "text <|im_start|> [SEP] </s> <|endoftext|>"
 
 
@@ -105,7 +106,7 @@ def _wrong_begin(session: Session, known: Sequence[Tokens]) -> str:
 
 def _unknown_of(session: Session) -> set[int]:
     """The tokens of a character that no vocabulary has whole: where there is an unknown token, it is among them."""
-    return set(session.tokenize(["a \U00013000 a"])[0][0][1:-1].tolist())
+    return set(session.tokenize(["a \U00013000 a"], truncate="end")[0][0][1:-1].tolist())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,11 +117,23 @@ class Sample:
         texts: as given.
         tokens: (n_tokens,) int32 each.
         rows: (n, dim) float32 of unit length.
+        is_rescued: (n,) bool, rows that are not the session's own way's, which gave none.
     """
 
     texts: tuple[str, ...]
     tokens: list[Tokens]
     rows: Float32Matrix
+    is_rescued: NDArray[np.bool_]
+
+    def where(self, which: NDArray[np.bool_]) -> Sample:
+        """Return some of the texts."""
+        places = np.flatnonzero(which).tolist()
+        return Sample(
+            texts=tuple(self.texts[at] for at in places),
+            tokens=[self.tokens[at] for at in places],
+            rows=self.rows[which],
+            is_rescued=self.is_rescued[which],
+        )
 
 
 def drift_bound(quant: str | None) -> float:
@@ -136,23 +149,22 @@ def check_finite(session: Session, texts: Sequence[str]) -> tuple[Check, Sample 
     Returns:
         What was found, and the rows; None where there are none.
     """
-    n_before = session.rescue.n_rescued
     tokens, _ = session.tokenize(texts, truncate="end")
-    try:
-        rows = l2_normalize(np.concatenate([session.embed([ids], names=[at]) for at, ids in enumerate(tokens)]))
-    except BackendError as error:
-        index = getattr(error, "index", None)
-        which = "" if index is None else f"{texts[index][:30]!r}: "
-        return Check(name="finite", state="fault", words=f"{which}{error}"), None
-    sample = Sample(texts=tuple(texts), tokens=tokens, rows=rows)
-    off = float(np.abs(np.linalg.norm(rows, axis=1) - 1).max())
-    if off > _LENGTH_OFF:
-        return Check(name="finite", state="fault", words=f"a row's length is off by {off:.1e}", figure=off), sample
-    n_rescued = session.rescue.n_rescued - n_before
-    if n_rescued:
-        words = f"{n_rescued} of {len(texts)} texts had no finite row at first; taken from the CPU in float32"
+    rows, is_rescued = [], []
+    for text, ids in zip(texts, tokens, strict=True):
+        n_before = session.n_rescued
+        try:
+            rows.append(session.embed([ids]))
+        except BackendError as error:
+            return Check(name="finite", state="fault", words=f"{text[:30]!r}: {error}"), None
+        is_rescued.append(session.n_rescued > n_before)
+    sample = Sample(
+        texts=tuple(texts), tokens=tokens, rows=l2_normalize(np.concatenate(rows)), is_rescued=np.array(is_rescued)
+    )
+    if n_rescued := int(sample.is_rescued.sum()):
+        words = f"{n_rescued} of {len(texts)} texts have no finite row until they are tried again, which is slow"
         return Check(name="finite", state="mended", words=words, figure=n_rescued, bound=0), sample
-    return Check(name="finite", state="ok", words=f"{len(texts)} texts, every row finite and of unit length"), sample
+    return Check(name="finite", state="ok", words=f"{len(texts)} texts, every row finite and not zero"), sample
 
 
 def check_distinct(sample: Sample) -> Check:
@@ -172,10 +184,20 @@ def check_distinct(sample: Sample) -> Check:
 
 def check_batches(session: Session, sample: Sample, *, bound: float) -> Check:
     """Check that a text has the vector that it has alone also among others, and in another order."""
-    together, backwards = session.embed(sample.tokens), session.embed(sample.tokens[::-1])[::-1]
+    name = "batches"
+    if session.layout.n_seq_max == 1 or sum(sorted(map(len, sample.tokens))[:2]) > session.settings.n_batch:
+        return Check(name=name, state="skipped", words="a decode holds one text here")
+    n_before = session.n_rescued
+    try:
+        together, backwards = session.embed(sample.tokens), session.embed(sample.tokens[::-1])[::-1]
+    except BackendError as error:
+        return Check(name=name, state="fault", words=str(error))
+    if n_rescued := session.n_rescued - n_before - 2 * int(sample.is_rescued.sum()):
+        words = f"{n_rescued} rows were not finite in a batch, and are alone: batches are decoded twice, which is slow"
+        return Check(name=name, state="mended", words=words, figure=n_rescued, bound=0)
     ways = np.minimum(similarity_pairwise(sample.rows, together), similarity_pairwise(sample.rows, backwards))
     words = f"{len(sample.texts)} texts alone and together"
-    return _held("batches", ways, sample, bound, words, "a text's vector hangs on the texts beside it")
+    return _held(name, ways, sample, bound, words, "a text's vector hangs on the texts beside it")
 
 
 def check_agreement(
@@ -191,6 +213,9 @@ def check_agreement(
         words: what was compared.
         fault: what it means when they differ.
     """
+    sample = sample.where(~sample.is_rescued)
+    if not sample.texts:
+        return Check(name=name, state="skipped", words="no text has a row of the model's own way")
     try:
         theirs = other(sample.tokens)
     except BackendError as error:
@@ -198,6 +223,27 @@ def check_agreement(
     if not np.isfinite(theirs).all():
         return Check(name=name, state="fault", words=f"{fault}: a row is not finite there", bound=bound)
     return _held(name, similarity_pairwise(sample.rows, theirs), sample, bound, words, fault)
+
+
+def check_flash_attn(session: Session, sample: Sample, *, bound: float) -> Check:
+    """Check that rows are the same with and without flash attention, and finite with it where they are without."""
+    name, fault = FLASH_ATTN, "it gives other vectors; leave it out: --no-flash-attn"
+    if session.layout.flash_attn == "off":
+        return Check(name=name, state="note", words="left out: as told, or since it gave other vectors before")
+    if session.layout.kv_type != "f16":
+        return Check(name=name, state="skipped", words="a quantized KV cache is read with it alone")
+
+    def without(tokens: list[Tokens]) -> Float32Matrix:
+        return session.embed_otherwise(tokens, flash_attn="off")
+
+    lost = sample.where(sample.is_rescued)
+    try:
+        if lost.texts and np.isfinite(without(lost.tokens)).all():
+            words = f"{fault}; {len(lost.texts)} texts are finite without it alone, such as {lost.texts[0][:24]!r}"
+            return Check(name=name, state="fault", words=words, figure=len(lost.texts), bound=0)
+    except BackendError as error:
+        return Check(name=name, state="skipped", words=str(error))
+    return check_agreement(name, sample, without, bound=bound, words="with and without", fault=fault)
 
 
 def _held(name: str, cosines: NDArray[np.float32], sample: Sample, bound: float, words: str, fault: str) -> Check:

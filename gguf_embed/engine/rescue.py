@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +15,10 @@ from numpy.typing import NDArray
 from gguf_embed.engine.decoder import Decoder
 from gguf_embed.engine.prefixes import Tokens
 from gguf_embed.engine.settings import SessionSettings
-from gguf_embed.errors import BackendError, DecodeError, NonFiniteEmbeddingError
+from gguf_embed.errors import AllocationError, BackendError, DecodeError, ModelLoadError, NonFiniteEmbeddingError
 from gguf_embed.native.layout import Layout
 from gguf_embed.native.llama import Model
+from gguf_embed.native.reserve import can_reserve
 
 __all__ = ["Rescue", "decode_or_nan", "raise_first"]
 
@@ -25,6 +27,7 @@ logger = logging.getLogger(__name__)
 Float32Matrix = NDArray[np.float32]
 # Enough for llama.cpp's matrix kernels, and little memory beside a model that fills what there is.
 _N_UBATCH_PLAIN = 64
+_N_CTX_STEP = 256
 
 
 def decode_or_nan(decoder: Decoder, texts: Sequence[Tokens], *, n_embd: int, n_prefix: int) -> Float32Matrix:
@@ -61,9 +64,11 @@ class Rescue:
 
     def __init__(self, settings: SessionSettings) -> None:
         self._settings = settings
+        self._identity = _identity(settings.path)
         self.n_rescued = 0
         self._model: Model | None = None
         self._plain: Decoder | None = None
+        self._n_ctx = 0
 
     def mend(
         self, rows: Float32Matrix, texts: Sequence[Tokens], names: NDArray[np.intp], decoder: Callable[[], Decoder]
@@ -95,17 +100,17 @@ class Rescue:
         Raises:
             BackendError: there is no memory for it, or llama.cpp failed.
         """
-        return np.concatenate([self._plain_decoder().decode([ids]) for ids in texts])
+        return np.concatenate([self._plain_decoder(len(ids)).decode([ids]) for ids in texts])
 
     def _row(self, ids: Tokens, index: int, decoder: Decoder) -> Float32Matrix:
         """Embed one text again. Returns (1, n_embd)."""
         decoder.wipe()
         row, failure = _try(decoder, ids)
         if row is not None:
-            logger.warning("text %d has a non-finite embedding in a batch; alone it is right", index)
+            logger.warning("text %d had a non-finite embedding; tried again alone it is right", index)
             return row
         try:
-            row, plain_failure = _try(self._plain_decoder(), ids)
+            row, plain_failure = _try(self._plain_decoder(len(ids)), ids)
         except BackendError as error:  # there may be no memory for it
             row, plain_failure = None, error
         if row is not None:
@@ -113,17 +118,28 @@ class Rescue:
             return row
         raise _failure(self._settings.path.name, index, failure, plain_failure)
 
-    def _plain_decoder(self) -> Decoder:
-        if self._plain is None:
-            layout = plain_layout(self._settings.layout, is_split=self._settings.pooling_type == "last")
-            self._model = self._model or Model(self._settings.path, layout)
-            self._plain = Decoder(
-                self._model,
-                layout,
-                pooling_type=self._settings.pooling_type,
-                n_ctx_max=self._settings.n_ctx_max,
-                n_threads=self._settings.n_threads,
-            )
+    def _plain_decoder(self, n_tokens: int) -> Decoder:
+        """Open the plain way for a text of so many tokens; the model stays, its context is as large as the text."""
+        settings, layout = self._settings, plain_layout(n_tokens, is_split=self._settings.pooling_type == "last")
+        if self._plain is not None and layout.n_ctx == self._n_ctx:
+            return self._plain
+        if self._plain is not None:
+            self._plain.close()
+            self._plain = None
+        if self._model is None:
+            if _identity(settings.path) != self._identity:
+                raise ModelLoadError(f"{settings.path.name} was changed after it was loaded", path=settings.path)
+            if not can_reserve(settings.path.stat().st_size, n_threads=settings.n_threads):
+                raise AllocationError(f"{settings.path.name}: there is no memory to load it again", path=settings.path)
+            self._model = Model(settings.path, layout)
+        self._plain = Decoder(
+            self._model,
+            layout,
+            pooling_type=settings.pooling_type,
+            n_ctx_max=settings.n_ctx_max,
+            n_threads=settings.n_threads,
+        )
+        self._n_ctx = layout.n_ctx
         return self._plain
 
     def close(self) -> None:
@@ -135,22 +151,32 @@ class Rescue:
         self._plain = self._model = None
 
 
-def plain_layout(layout: Layout, *, is_split: bool) -> Layout:
-    """Return the plainest layout for one text at a time.
+def plain_layout(n_tokens: int, *, is_split: bool) -> Layout:
+    """Return the plainest layout for one text.
 
     Args:
-        layout: as planned.
-        is_split: texts may be decoded in parts.
+        n_tokens: of the text.
+        is_split: it may be decoded in parts.
     """
+    n_ctx = -(-n_tokens // _N_CTX_STEP) * _N_CTX_STEP
     return Layout(
-        n_ctx=layout.n_ctx,
-        n_ubatch=min(layout.n_ubatch, _N_UBATCH_PLAIN) if is_split else layout.n_ubatch,
+        n_ctx=n_ctx,
+        n_ubatch=min(n_ctx, _N_UBATCH_PLAIN) if is_split else n_ctx,
         n_seq_max=1,
         kv_type="f32",
         flash_attn="off",
         use_extra_bufts=False,
         load_mode="mmap",
     )
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    """What tells a file from the one that was there before; None where there is none."""
+    try:
+        facts = path.stat()
+    except OSError:
+        return None
+    return facts.st_ino, facts.st_size, facts.st_mtime_ns
 
 
 def _try(decoder: Decoder, ids: Tokens) -> tuple[Float32Matrix | None, BackendError | None]:

@@ -62,7 +62,7 @@ class Session:
     Attributes:
         layout: as it came to be; another one than asked for where the model's head cannot be skipped.
         buffers: what llama.cpp allocated for weights and the first context.
-        rescue: what becomes of texts without a usable row.
+        closing: the token that every text ends in, (1,) int32; (0,) where there is none.
 
     Raises:
         AllocationError: memory was refused.
@@ -78,7 +78,7 @@ class Session:
         self._vocab_lock = threading.Lock()  # the tokenizer, which must not wait for a decode
         self._decoder: Decoder | None = None
         self._crew: Crew | None = None
-        self.rescue = Rescue(settings)
+        self._rescue = Rescue(settings)
         overrides = dict(OVERRIDES)
         if settings.add_eos is not None:
             overrides["tokenizer.ggml.add_eos_token"] = settings.add_eos
@@ -97,8 +97,9 @@ class Session:
     def _begin(self, model: Model) -> None:
         self.n_embd, self.max_tokens = model.n_embd, min(self.settings.n_ctx_max, model.n_ctx_train)
         self._tokenizer = Tokenizer(model, max_tokens=self.max_tokens)
+        self.closing = self._tokenizer.closing
         self._sharing = Sharing(_locked(self._vocab_lock, partial(self._tokenizer.tokenize, truncate="end")))
-        if self.settings.pooling_type == "last" and not len(self._tokenizer.closing):
+        if self.settings.pooling_type == "last" and not len(self.closing):
             raise UnsupportedModelError(
                 f"{self.settings.path.name} pools the last token, but its tokenizer adds no EOS "
                 "(tokenizer.ggml.add_eos_token is not true), so its vectors would be wrong. "
@@ -144,16 +145,20 @@ class Session:
             return {token: self._open().piece(token) for token in ids}
 
     @property
-    def closing(self) -> Tokens:
-        """The token that every text ends in, (1,) int32; (0,) where there is none."""
-        return self._tokenizer.closing
+    def n_rescued(self) -> int:
+        """Texts so far that had no usable row until they were tried again."""
+        return self._rescue.n_rescued
 
-    def embed_otherwise(self, tokens: Sequence[Tokens], **changes: Any) -> Float32Matrix:
-        """Run token lists one at a time in a small context of their own, with some of the layout changed.
+    def embed_plainly(self, tokens: Sequence[Tokens]) -> Float32Matrix:
+        """Run token lists one at a time by the plainest way there is; as `embed_otherwise` otherwise."""
+        with self._lock:
+            self._opened()
+            return self._rescue.plain_rows(tokens)
 
-        Args:
-            tokens: (n_tokens,) int32 arrays.
-            **changes: fields of Layout, such as flash_attn="off".
+    def embed_otherwise(
+        self, tokens: Sequence[Tokens], *, flash_attn: str | None = None, skips_head: bool | None = None
+    ) -> Float32Matrix:
+        """Run token lists one at a time in a small context of their own, with what is not None of the layout changed.
 
         Returns:
             (n, n_embd) float32 as llama.cpp gave them, finite or not.
@@ -162,12 +167,13 @@ class Session:
             BackendError: there is no memory for it, or llama.cpp failed.
         """
         n_ctx = -(-max(map(len, tokens)) // 256) * 256
-        small = {"n_ctx": n_ctx, "n_ubatch": n_ctx, "n_seq_max": 1, "n_contexts": 1}
-        model = self._open()
+        model, layout = self._open(), self.layout
         with self._lock:
-            if self._opened().is_splittable:
-                small["n_ubatch"] = min(n_ctx, _N_UBATCH_SMALL)
-            decoder = _decoder_of(self.settings, model, dataclasses.replace(self.layout, **small | changes))
+            decoder = _decoder_of(self.settings, model, dataclasses.replace(
+                layout, n_ctx=n_ctx, n_ubatch=min(n_ctx, _N_UBATCH_SMALL) if self._opened().is_splittable else n_ctx,
+                n_seq_max=1, n_contexts=1, flash_attn=flash_attn or layout.flash_attn,
+                skips_head=layout.skips_head if skips_head is None else skips_head,
+            ))  # fmt: skip
             try:
                 return np.concatenate([decoder.decode([ids]) for ids in tokens])
             finally:
@@ -318,7 +324,7 @@ class Session:
                     rows = decode_or_nan(self._opened(), batch, n_embd=self.n_embd, n_prefix=n_prefix)
                 else:
                     rows = found[at]
-                errors += self.rescue.mend(rows, batch, names[members], self._opened)
+                errors += self._rescue.mend(rows, batch, names[members], self._opened)
             yield members, rows
             if found is None:
                 raise_first(errors)
@@ -354,7 +360,7 @@ class Session:
         if self._crew is not None:
             self._crew.close()  # first and alone: its call may want the lock to save a row
         with self._lock, self._vocab_lock:
-            self.rescue.close()
+            self._rescue.close()
             if self._decoder is not None:
                 self._decoder.close()
             if self._model is not None:

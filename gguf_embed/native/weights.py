@@ -6,9 +6,8 @@ It must not know what a tensor is for.
 from __future__ import annotations
 
 import ctypes
-import mmap
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +23,8 @@ __all__ = ["TensorState", "scan_tensors"]
 
 # Values that are turned into float32 at a time, 16 MiB of them.
 _N_VALUES = 1 << 22
-_F32 = 0
+# Types that numpy reads as they are. Source: ggml/include/ggml.h, enum ggml_type.
+_PLAIN: dict[int, Any] = {0: np.float32, 28: np.float64}
 
 _ToFloat = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
 
@@ -76,38 +76,24 @@ class _Place:
     size_bytes: int
 
 
-def scan_tensors(
-    path: Path, *, n_threads: int, on_tensor: Callable[[int, int], None] | None = None
-) -> tuple[TensorState, ...]:
+def scan_tensors(path: Path, *, n_threads: int) -> tuple[TensorState, ...]:
     """Look at every number of a file; the whole of it is read.
 
     Args:
         path: a whole GGUF.
         n_threads: tensors that are looked at side by side.
-        on_tensor: called with tensors done and tensors in all.
 
     Returns:
-        One for each tensor of a type that ggml turns into numbers, in file order.
+        One for each tensor in file order, but for those without numbers or of integers.
 
     Raises:
         InvalidGGUFError: it is no GGUF, or cut short.
     """
     ggml.load_header(path)  # raises, and says why
     places = _places(path)
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
-        return _scan(np.frombuffer(view, dtype=np.uint8), places, n_threads, on_tensor)
-
-
-def _scan(
-    data: Any, places: Sequence[_Place], n_threads: int, on_tensor: Callable[[int, int], None] | None
-) -> tuple[TensorState, ...]:
-    found: list[TensorState] = []
+    data = np.memmap(path, dtype=np.uint8, mode="r")
     with ThreadPoolExecutor(n_threads, thread_name_prefix="gguf-embed-scan") as pool:
-        for state in pool.map(partial(_look, data), places):
-            found.append(state)
-            if on_tensor is not None:
-                on_tensor(len(found), len(places))
-    return tuple(found)
+        return tuple(pool.map(partial(_look, data), places))
 
 
 def _places(path: Path) -> list[_Place]:
@@ -126,14 +112,15 @@ def _place(handle: int, index: int, start: int) -> _Place | None:
     base, _ = ggml.libraries()
     kind = base.gguf_get_tensor_type(handle, index)
     sizes = base.gguf_get_tensor_ne(handle, index)[:4]
-    if kind != _F32 and not _traits(kind).to_float:
+    n_values = int(np.prod(sizes, dtype=np.int64))
+    if not n_values or (kind not in _PLAIN and not _traits(kind).to_float):
         return None  # integers, of which no model's weights are
     return _Place(
         name=base.gguf_get_tensor_name(handle, index).decode(errors="replace"),
         kind=kind,
         offset=start + base.gguf_get_tensor_offset(handle, index),
         n_columns=sizes[0],
-        n_values=int(np.prod(sizes, dtype=np.int64)),
+        n_values=n_values,
         size_bytes=base.gguf_get_tensor_size(handle, index),
     )
 
@@ -162,8 +149,8 @@ def _rows(data: Any, place: _Place) -> Iterator[Any]:
     n_rows = place.n_values // place.n_columns
     row_bytes = place.size_bytes // n_rows
     n_each = max(1, _N_VALUES // place.n_columns)
-    if place.kind == _F32:
-        values = data.view(np.float32).reshape(n_rows, place.n_columns)
+    if place.kind in _PLAIN:
+        values = data.view(_PLAIN[place.kind]).reshape(n_rows, place.n_columns)
         yield from (values[start : start + n_each] for start in range(0, n_rows, n_each))
         return
     to_float = _traits(place.kind).to_float

@@ -144,6 +144,8 @@ def _rank_head(header: GGUFHeader) -> Check:
 
 def _eos(facts: ModelFacts, given: GivenFile) -> Check:
     name, spec = "EOS", given.spec
+    if not facts.is_decoder:
+        return _ok(name, "an encoder's tokenizer closes texts by itself, whatever the file or the caller says")
     pooling = given.pooling_type or (spec.pooling_type if spec is not None else None) or facts.pooling_type
     wanted = given.add_eos if given.add_eos is not None else spec.add_eos if spec is not None else None
     said = {True: "adds it", False: "does not add it", None: "says nothing of it"}[facts.add_eos]
@@ -152,14 +154,12 @@ def _eos(facts: ModelFacts, given: GivenFile) -> Check:
         done = "added" if wanted else "left out"
         words = f"the file {said}; it is {done} here, {whose}. Other programs do as the file says"
         return _mended(name, words)
-    if pooling == "last" and facts.is_decoder and not facts.add_eos:
+    if pooling == "last" and not facts.add_eos:
         words = (
             f"the file {said} (tokenizer.ggml.add_eos_token), and the last token is pooled: vectors would be wrong. "
             "Take a newer conversion, or pass --add-eos"
         )
         return _fault(name, words)
-    if not facts.is_decoder:
-        return _ok(name, "an encoder's tokenizer closes texts by itself")
     return _ok(name, f"the file {said}")
 
 

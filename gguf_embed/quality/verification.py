@@ -19,11 +19,12 @@ from gguf_embed.engine.checks import (
     check_batches,
     check_distinct,
     check_finite,
+    check_flash_attn,
     check_tokens,
     drift_bound,
 )
 from gguf_embed.engine.session import Session
-from gguf_embed.errors import GGUFEmbedError, ModelLoadError
+from gguf_embed.errors import GGUFEmbedError, ModelLoadError, TextTooLongError
 from gguf_embed.model import LazyModel
 from gguf_embed.models.specs import Golden
 from gguf_embed.opening import Opened
@@ -158,11 +159,11 @@ class Verification:
         yield check_batches(session, sample, bound=drift_bound(quant))
         if opened.selection.plan.facts.is_decoder:
             yield self._head(session, sample)
-        yield self._flash_attn(session, sample, quant)
+        yield check_flash_attn(session, sample, bound=drift_bound(quant))
         bound = min(drift_bound(quant), _DEVICE_COSINE) if devices else drift_bound(quant)
         where = devices[0] if devices else "the fast kernels"
         yield check_agreement(
-            "GPU and CPU" if devices else "plain CPU", sample, session.rescue.plain_rows, bound=bound,
+            "GPU and CPU" if devices else "plain CPU", sample, session.embed_plainly, bound=bound,
             words=f"{where} and the CPU in float32, without flash attention", fault=f"{where} gives other vectors",
         )  # fmt: skip
         yield self._golden(session, opened)
@@ -172,27 +173,10 @@ class Verification:
         name = "head"
         if not session.layout.skips_head:
             return Check(name=name, state="ok", words="the vocabulary projection is computed, and nothing is skipped")
-        short = [at for at, ids in enumerate(sample.tokens) if len(ids) <= _N_HEAD_TOKENS]
-        part = Sample(
-            texts=tuple(sample.texts[at] for at in short),
-            tokens=[sample.tokens[at] for at in short],
-            rows=sample.rows[short],
-        )
+        part = sample.where(np.array([len(ids) <= _N_HEAD_TOKENS for ids in sample.tokens]))
         return check_agreement(
             name, part, lambda tokens: session.embed_otherwise(tokens, skips_head=False), bound=_HEAD_COSINE,
             words="skipped and computed", fault="skipping the vocabulary projection changes vectors",
-        )  # fmt: skip
-
-    @staticmethod
-    def _flash_attn(session: Session, sample: Sample, quant: str | None) -> Check:
-        name = "flash attention"
-        if session.layout.flash_attn == "off":
-            return Check(name=name, state="note", words="left out: as told, or since it gave other vectors before")
-        if session.layout.kv_type != "f16":
-            return Check(name=name, state="skipped", words="a quantized KV cache is read with it alone")
-        return check_agreement(
-            name, sample, lambda tokens: session.embed_otherwise(tokens, flash_attn="off"), bound=drift_bound(quant),
-            words="with and without", fault="it gives other vectors; leave it out: --no-flash-attn",
         )  # fmt: skip
 
     def _golden(self, session: Session, opened: Opened) -> Check:
@@ -206,6 +190,8 @@ class Verification:
                 _unit_rows(session, golden.queries, prompts.query)
                 @ _unit_rows(session, golden.documents, prompts.document).T
             )
+        except TextTooLongError as error:
+            return Check(name="known scores", state="skipped", words=str(error))
         except GGUFEmbedError as error:
             return Check(name="known scores", state="fault", words=str(error))
         return judge_scores(golden, scores.tolist(), opened.selection.plan.facts.quant or opened.selection.plan.quant)

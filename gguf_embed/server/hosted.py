@@ -6,16 +6,16 @@ It must not know routes, dialects or the other models.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Callable, Coroutine
-from pathlib import Path
 from typing import Any
 
 from gguf_embed.engine.program import Opener
 from gguf_embed.engine.worker import Worker
 from gguf_embed.errors import ClosedError, GGUFEmbedError, WorkerCrashedError
-from gguf_embed.fingerprints import sha256_of
+from gguf_embed.fingerprints import Recipe
 from gguf_embed.models.refs import Reference
 from gguf_embed.models.specs import ModelSpec
 from gguf_embed.opening import Opened, Wish, opener_for
@@ -23,6 +23,8 @@ from gguf_embed.selection import recipe
 from gguf_embed.server.metrics import Metrics
 
 __all__ = ["Hosted"]
+
+logger = logging.getLogger(__name__)
 
 
 class Hosted:
@@ -67,7 +69,8 @@ class Hosted:
         self.expires_s = math.inf
         self.trouble: GGUFEmbedError | None = None
         self.n_done = self.n_total = 0
-        self._hashed: set[Path] = set()
+        self._hashing = asyncio.Lock()
+        self._recipe: tuple[Opened, Recipe | None] | None = None  # of what was opened last
 
     def _opener(self, opened: Opened | None) -> Opener:
         return opener_for(self._wish(self), opened)
@@ -88,10 +91,11 @@ class Hosted:
         opened = self.opened
         if opened is None:
             return ""
-        if opened.path not in self._hashed:
-            await asyncio.to_thread(sha256_of, opened.path)
-            self._hashed.add(opened.path)
-        return recipe(opened.selection, opened.path, dim=dim, normalize=normalize).fingerprint
+        async with self._hashing:
+            if self._recipe is None or self._recipe[0] is not opened:
+                self._recipe = (opened, await asyncio.to_thread(_recipe_of, opened))
+        whole = self._recipe[1]
+        return "" if whole is None else whole.cut(dim, normalize=normalize, spec=self.spec).fingerprint
 
     @property
     def is_loaded(self) -> bool:
@@ -164,6 +168,7 @@ class Hosted:
             GGUFEmbedError: it cannot be opened.
         """
         await asyncio.wrap_future(self.worker.opening(self._progress))
+        await self.fingerprint(1, normalize=True)  # the file is read for it now, while it is the one that was loaded
 
     def _progress(self, n_done: int, n_total: int) -> None:
         self.n_done, self.n_total = n_done, n_total
@@ -180,3 +185,12 @@ class Hosted:
     def crashed(self, error: WorkerCrashedError) -> None:
         """Count a crash."""
         self._metrics.crashed(self.name, error)
+
+
+def _recipe_of(opened: Opened) -> Recipe | None:
+    """What moves the vectors of a model that was just loaded; None where its file is gone already."""
+    try:
+        return recipe(opened.selection, opened.path, dim=opened.n_embd)
+    except (OSError, GGUFEmbedError) as error:
+        logger.warning("%s: its fingerprint is not known: %s", opened.path.name, error)
+        return None

@@ -164,7 +164,7 @@ class Ollama:
         call = Call(model=model, texts=texts, options=options, keep_alive_s=_keep_alive(keep_alive))
         answer = await self._service.embed(call, exchange.gone)
         n_tokens = sum(answer.result.n_tokens)
-        exchange.headers[FINGERPRINT_HEADER] = answer.fingerprint
+        exchange.headers |= {FINGERPRINT_HEADER: answer.fingerprint} if answer.fingerprint else {}
         exchange.facts |= {"model": answer.hosted.name, "n_texts": len(texts), "n_tokens": n_tokens}
         return answer
 

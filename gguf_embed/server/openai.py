@@ -98,7 +98,7 @@ class OpenAI:
         call = Call(model=wanted.model, texts=texts, options=options, is_query=prompt_name == "query")
         answer = await self._service.embed(call, exchange.gone)
         n_tokens = sum(answer.result.n_tokens)
-        exchange.headers[FINGERPRINT_HEADER] = answer.fingerprint
+        exchange.headers |= {FINGERPRINT_HEADER: answer.fingerprint} if answer.fingerprint else {}
         exchange.facts |= {"model": answer.hosted.name, "n_texts": len(texts), "n_tokens": n_tokens}
         usage = {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
         write = to_base64 if wanted.encoding_format == "base64" else lambda row: row

@@ -61,7 +61,7 @@ class Answer:
         result: rows, tokens, what was cut.
         load_s: seconds until the model was in memory.
         total_s: seconds in all.
-        fingerprint: of the vectors.
+        fingerprint: of the vectors, "" where it is not known.
     """
 
     hosted: Hosted

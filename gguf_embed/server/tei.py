@@ -147,7 +147,7 @@ class TEI:
         call = Call(model=None, texts=texts, options=options, is_query=options.prompt_name == "query")
         answer = await self._service.embed(call, exchange.gone)
         n_tokens = sum(answer.result.n_tokens)
-        exchange.headers[FINGERPRINT_HEADER] = answer.fingerprint
+        exchange.headers |= {FINGERPRINT_HEADER: answer.fingerprint} if answer.fingerprint else {}
         exchange.facts |= {"model": answer.hosted.name, "n_texts": len(texts), "n_tokens": n_tokens}
         return answer
 

@@ -239,6 +239,36 @@ def test_only_the_expected_vectors_are_given(registered):
             same.encode_stream(["the"], EncodeOptions(truncate_dim=64))
     with Embedder(registered, expect_fingerprint="0" * 32) as other, pytest.raises(FingerprintError):
         other.encode(["the"])
+    with Embedder(registered, expect_fingerprint=before.upper()) as same:
+        assert np.array_equal(same.encode("the"), row)
+
+
+@pytest.mark.parametrize("wrong", ["", "zz", "0" * 31, "g" * 32, 5, b"0" * 32])
+def test_what_is_no_fingerprint_is_a_mistake(wrong):
+    """Refused at once, before anything is fetched."""
+    with pytest.raises(ValueError, match="is no fingerprint; it is 32 hex digits"):
+        Embedder("all-minilm-l6-v2", expect_fingerprint=wrong)
+
+
+def test_a_stream_notices_what_was_loaded_instead(qwen3, qwen3_quantized, monkeypatch):
+    """Where memory is refused and less is loaded, the fingerprint is looked at again before the first row."""
+    with Embedder(qwen3) as model:
+        expected = model.fingerprint
+    with Embedder(qwen3, expect_fingerprint=expected) as model:
+        stream = model.encode_stream(["the"])
+        lazy = model._model
+        real = lazy.open
+
+        def stepped_down(on_progress=None):
+            session, opened = real(on_progress)
+            layout = dataclasses.replace(opened.selection.plan.layout, kv_type="q8_0")
+            plan = dataclasses.replace(opened.selection.plan, layout=layout)
+            lazy._selection = dataclasses.replace(opened.selection, plan=plan)
+            return session, opened
+
+        monkeypatch.setattr(lazy, "open", stepped_down)
+        with pytest.raises(FingerprintError):
+            list(stream)
 
 
 def test_a_quantized_cache_gives_other_vectors(qwen3):

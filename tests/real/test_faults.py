@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import random
+import shutil
 
 import numpy as np
 import pytest
+import synthetic
 from faulty import Fault, FaultyBackend
 
 from gguf_embed import DecodeError, Embedder, NonFiniteEmbeddingError
@@ -95,6 +97,18 @@ def test_a_poisoned_cache_does_not_reach_the_next_text(qwen3, monkeypatch):
             with pytest.raises(NonFiniteEmbeddingError):
                 model.encode(f"1{mark}1")
             assert np.array_equal(model.encode("12345"), right)
+
+
+def test_a_replaced_file_rescues_nothing(qwen3, tmp_path, monkeypatch):
+    """What lies there now is another model: its row must not stand among these."""
+    path = shutil.copy(qwen3, tmp_path / "model.gguf")
+    with Embedder(path) as model:
+        mark = MARKS["qwen3"][CASES.index(("nan", "fast"))]
+        model.encode(f"1{mark}1")
+        FaultyBackend(monkeypatch, faults_of(model, "qwen3"))
+        synthetic.write_qwen3(tmp_path / "other.gguf", seed=1).replace(path)
+        with pytest.raises(NonFiniteEmbeddingError, match="was changed after it was loaded"):
+            model.encode(f"1{mark}1")
 
 
 def test_the_plain_way_is_another_one(qwen3, monkeypatch):

@@ -11,10 +11,12 @@ import broken
 import numpy as np
 import pytest
 
-from gguf_embed import Embedder, ModelLoadError, selfcheck
+from gguf_embed import BackendError, Embedder, Limits, ModelLoadError, selfcheck
 from gguf_embed.engine.checks import Check
 from gguf_embed.engine.session import Session
 from gguf_embed.fit.margins import margins_path
+from gguf_embed.native.context import Context
+from gguf_embed.native.head import HeadStop
 
 pytestmark = pytest.mark.real
 
@@ -118,6 +120,70 @@ def test_flash_attention_that_differs_is_left_out(qwen3, path, monkeypatch, capl
             assert np.isclose(np.linalg.norm(model.encode("the")), 1)
         assert caplog.text.count("flash attention gives other vectors") == 1
     assert not margins_path(path.parent).exists()
+
+
+def test_flash_attention_that_loses_rows_is_left_out(qwen3, path, monkeypatch, caplog):
+    """NaN with it and none without: not the CPU's rows held against the CPU's."""
+    real_init, real_rows = Context.__init__, Context.embeddings
+
+    def init(self, model, layout, **options):
+        real_init(self, model, layout, **options)
+        self.is_broken = layout.flash_attn == "auto"
+
+    monkeypatch.setattr(Context, "__init__", init)
+    monkeypatch.setattr(
+        Context, "embeddings", lambda self, n: real_rows(self, n) * np.float32(np.nan if self.is_broken else 1)
+    )
+    monkeypatch.setattr("gguf_embed.engine.canary._disagreement", lambda *_: "")
+    with caplog.at_level(logging.WARNING), Embedder(qwen3) as model:
+        assert np.isfinite(model.encode("the")).all()
+        assert model.plan.layout.flash_attn == "off"
+        assert model._model._session.n_rescued == 0
+    assert "flash attention gives other vectors" in caplog.text
+
+
+def test_rows_that_need_a_second_try_are_told_at_every_load(qwen3, path, monkeypatch, caplog):
+    """They are right and slow, which is no secret."""
+    real, plain = HeadStop.rows, np.float32(np.nan)
+    monkeypatch.setattr(HeadStop, "rows", lambda stop: real(stop) * plain)
+    monkeypatch.setattr("gguf_embed.engine.canary._disagreement", lambda *_: "")
+    for _ in range(2):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING), Embedder(qwen3) as model:
+            model.load()
+        assert "have no finite row until they are tried again, which is slow" in caplog.text
+
+
+def test_without_it_is_another_way(qwen3, path, looks):
+    """A look without flash attention says nothing about one with it."""
+    for flash_attn in (False, True, False, True):
+        with Embedder(qwen3, limits=Limits(flash_attn=flash_attn)) as model:
+            model.load()
+    assert len(looks) == 2
+
+
+def test_what_could_not_be_looked_at_is_looked_at_again(qwen3, path, looks, monkeypatch):
+    """Memory that was refused once is no proof."""
+    real = Session.embed_otherwise
+
+    def refuse(self, tokens, **changes):
+        raise BackendError("no memory")
+
+    monkeypatch.setattr(Session, "embed_otherwise", refuse)
+    with Embedder(qwen3) as model:
+        model.load()
+    monkeypatch.setattr(Session, "embed_otherwise", real)
+    for _ in range(2):
+        with Embedder(qwen3) as model:
+            model.load()
+    assert len(looks) == 2
+
+
+@pytest.mark.parametrize("n_ctx", [4, 6, 16])
+def test_a_short_context_is_looked_at_too(qwen3, path, n_ctx):
+    """The look's own texts are cut to what is taken."""
+    with Embedder(qwen3, limits=Limits(n_ctx=n_ctx)) as model:
+        assert model.encode("1").shape == (256,)
 
 
 def test_batches_that_disagree_are_told_at_every_load(qwen3, path, monkeypatch, caplog):

@@ -6,6 +6,7 @@ import concurrent.futures
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -77,6 +78,22 @@ def test_every_answer_has_the_fingerprint_of_its_vectors(served, starter_cache):
         assert list(prints.values()) == [model.fingerprint, model.fingerprint, model.fingerprint, raw]
     status, told, _ = served.request("POST", "/v1/embeddings", b'{"input": ""}', head)
     assert (status, told.get("x-gguf-embed-fingerprint")) == (400, None)
+
+
+@posix
+def test_the_fingerprint_is_of_what_is_in_memory(start, starter, tmp_path):
+    """Not of the file that lies there now, or does not any more; and the vectors come all the same."""
+    path = shutil.copy(starter, tmp_path / "mine.gguf")
+    server = start(str(path))
+    head = {"content-type": "application/json"}
+    body = b'{"input": "x"}'
+    prints = []
+    for _ in range(2):
+        status, told, _ = server.request("POST", "/v1/embeddings", body, head)
+        prints.append(told.get("x-gguf-embed-fingerprint"))
+        assert status == 200
+        path.unlink(missing_ok=True)
+    assert prints[0] == prints[1] is not None
 
 
 # Bad input: each its dialect's error

@@ -6,6 +6,7 @@ import json
 import shutil
 
 import broken
+import gguf
 import numpy as np
 import pytest
 import synthetic
@@ -13,6 +14,7 @@ import synthetic
 from gguf_embed import Embedder
 from gguf_embed.cli.app import run
 from gguf_embed.engine.session import Session
+from gguf_embed.native.head import HeadStop
 from gguf_embed.native.weights import scan_tensors
 
 pytestmark = pytest.mark.real
@@ -128,13 +130,11 @@ def test_ways_that_disagree(qwen3, verify, monkeypatch, way, name):
 
     def meddling(self, tokens, **changes):
         rows = real(self, tokens, **changes)
-        return rows[::-1].copy() if way in changes else rows
+        return rows[::-1].copy() if changes.get(way) is not None else rows
 
     monkeypatch.setattr(Session, "embed_otherwise", meddling)
     if way == "plain":
-        monkeypatch.setattr(
-            "gguf_embed.engine.rescue.Rescue.plain_rows", lambda self, texts: np.ones((len(texts), 256))
-        )
+        monkeypatch.setattr(Session, "embed_plainly", lambda self, tokens: np.ones((len(tokens), 256)))
     code, checks, _ = verify(qwen3)
     assert code == 9
     assert [one for one, check in checks.items() if check["state"] == "fault"] == [name]
@@ -153,6 +153,41 @@ def test_unknown_names_are_what_they_are_everywhere(capfd):
     """No table, exit code 3."""
     assert run(["verify", "no-such-model"]) == 3
     assert capfd.readouterr().out == ""
+
+
+def test_a_limit_of_the_user_s_is_no_fault_of_the_file(starter_cache, verify):
+    """Known texts that are longer than --n-ctx are not compared."""
+    code, checks, _ = verify("all-minilm-l6-v2", "--n-ctx", "16")
+    assert (code, checks["known scores"]["state"]) == (0, "skipped")
+
+
+def test_what_an_encoder_has_no_use_for_is_not_promised(starter_cache, verify):
+    """--no-add-eos changes nothing there, and the table does not say so."""
+    code, checks, _ = verify("all-minilm-l6-v2", "--no-add-eos")
+    assert (code, checks["EOS"]["state"]) == (0, "ok")
+
+
+@pytest.mark.parametrize(
+    "options", [("--kv-type", "q8_0"), ("--expect-fingerprint", "zz"), ("--n-ctx", "9999999"), ("--skip-head",)]
+)
+def test_options_that_this_model_cannot_have(starter_cache, capfd, options):
+    """A usage error, not a traceback and not a fault."""
+    assert run(["verify", "all-minilm-l6-v2", *options]) == 2
+    told = capfd.readouterr()
+    assert (told.out, "Error:" in told.err) == ("", True)
+
+
+def test_rows_that_were_taken_from_the_cpu_prove_nothing(qwen3, verify, monkeypatch):
+    """A fast way that gives NaN for all is told, and is not held against itself."""
+    with Embedder(qwen3) as model:
+        model.load()
+    real = HeadStop.rows
+    monkeypatch.setattr(HeadStop, "rows", lambda stop: real(stop) * np.float32(np.nan))
+    monkeypatch.setattr("gguf_embed.engine.canary._disagreement", lambda *_: "")
+    _, checks, _ = verify(qwen3)
+    assert checks["finite"]["state"] == "mended"
+    assert checks["plain CPU"]["state"] == "skipped"
+    assert "no text has a row of the model's own way" in checks["plain CPU"]["words"]
 
 
 # The numbers of a file
@@ -178,3 +213,17 @@ def test_a_hole_is_seen(qwen3, qwen3_quantized, tmp_path, quant, verify):
     state = next(one for one in scan_tensors(path, n_threads=1) if one.name == "blk.0.ffn_up.weight")
     assert (state.n_zero_rows, state.n_rows, state.is_zero) == (256, 512, False)
     assert verify(path)[1]["weights"]["state"] == "note"
+
+
+def test_odd_tensors(tmp_path):
+    """Empty ones and integers are left out; numbers of 64 bits are looked at."""
+    writer = gguf.GGUFWriter(tmp_path / "odd.gguf", "qwen3")
+    writer.add_tensor("empty", np.zeros((0, 32), dtype=np.float32))
+    writer.add_tensor("whole", np.arange(32, dtype=np.int32))
+    writer.add_tensor("long", np.array([1.0, np.nan, 0.0, np.inf], dtype=np.float64))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    [state] = scan_tensors(tmp_path / "odd.gguf", n_threads=2)
+    assert (state.name, state.n_non_finite, state.n_values) == ("long", 2, 4)
