@@ -165,17 +165,20 @@ def test_one_text_a_decode_is_no_batch(session):
     assert check_batches(session, sample, bound=0.9999).state == "skipped"
 
 
-@pytest.mark.parametrize(("finite_without", "state"), [(True, "fault"), (False, "ok")])
-def test_flash_attention_that_loses_rows(session, finite_without, state):
-    """Where texts have a row without it alone, it is to blame; where they have none either, it is not."""
+@pytest.mark.parametrize(
+    ("finite_with", "finite_without", "state"), [(False, True, "fault"), (False, False, "ok"), (True, True, "ok")]
+)
+def test_flash_attention_that_loses_rows(session, finite_with, finite_without, state):
+    """Where texts have a row without it alone, it is to blame; where nothing or everything helps, it is not."""
     sample = sample_of(session)
     sample = dataclasses.replace(sample, is_rescued=np.array([True, False, False, False]))
 
-    def without(tokens, *, flash_attn):
+    def otherwise(tokens, *, flash_attn=None):
         rows = session.embed(tokens)
-        return rows if finite_without or len(tokens) > 1 else rows * np.nan
+        is_finite = finite_without if flash_attn == "off" else finite_with
+        return rows if is_finite or len(tokens) > 1 else rows * np.nan
 
-    session.embed_otherwise = without
+    session.embed_otherwise = otherwise
     assert check_flash_attn(session, sample, bound=0.9999).state == state
 
 

@@ -220,7 +220,7 @@ def check_agreement(
         theirs = other(sample.tokens)
     except BackendError as error:
         return Check(name=name, state="skipped", words=str(error))
-    if not np.isfinite(theirs).all():
+    if not _is_finite(theirs):
         return Check(name=name, state="fault", words=f"{fault}: a row is not finite there", bound=bound)
     return _held(name, similarity_pairwise(sample.rows, theirs), sample, bound, words, fault)
 
@@ -238,12 +238,16 @@ def check_flash_attn(session: Session, sample: Sample, *, bound: float) -> Check
 
     lost = sample.where(sample.is_rescued)
     try:
-        if lost.texts and np.isfinite(without(lost.tokens)).all():
+        if lost.texts and _is_finite(without(lost.tokens)) and not _is_finite(session.embed_otherwise(lost.tokens)):
             words = f"{fault}; {len(lost.texts)} texts are finite without it alone, such as {lost.texts[0][:24]!r}"
             return Check(name=name, state="fault", words=words, figure=len(lost.texts), bound=0)
     except BackendError as error:
         return Check(name=name, state="skipped", words=str(error))
     return check_agreement(name, sample, without, bound=bound, words="with and without", fault=fault)
+
+
+def _is_finite(rows: Float32Matrix) -> bool:
+    return bool(np.isfinite(rows).all())
 
 
 def _held(name: str, cosines: NDArray[np.float32], sample: Sample, bound: float, words: str, fault: str) -> Check:
