@@ -110,7 +110,8 @@ def _changed(limits: Limits, session: Session, plan: Plan, state_dir: Path, mach
         key = selfcheck.look_key(session.settings, machine)
         look = selfcheck.recall(state_dir, key)
         if look is None:
-            look = selfcheck.first_look(session, quant=plan.quant, state_dir=state_dir, key=key)
+            quant = plan.facts.quant or plan.quant
+            look = selfcheck.first_look(session, quant=quant, state_dir=state_dir, key=key)
     except BaseException:
         session.close()
         raise

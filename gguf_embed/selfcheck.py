@@ -130,7 +130,7 @@ def _checks(session: Session, quant: str) -> list[Check]:
     checks = [check_tokens(session, _TEXTS), finite]
     if sample is None:
         return checks
-    bound = drift_bound(quant)
+    bound = drift_bound(quant, on_device=bool(session.layout.devices))
     return [
         *checks,
         check_distinct(sample),

@@ -92,7 +92,7 @@ def cosines(a, b):
 
 def bound_for(quant, before, now):
     """0.9999 on the processor that the golden file is of; elsewhere quantized kernels round otherwise."""
-    return LEAST if before.features == now.features else min(LEAST, drift_bound(quant))
+    return LEAST if before.features == now.features else min(LEAST, drift_bound(quant, on_device=False))
 
 
 def what_moved(model, quant, before, now, texts):

@@ -154,13 +154,13 @@ class Verification:
         yield finite
         if sample is None:
             return
-        quant = opened.selection.plan.facts.quant
+        drift = drift_bound(opened.selection.plan.facts.quant, on_device=bool(devices))
         yield check_distinct(sample)
-        yield check_batches(session, sample, bound=drift_bound(quant))
+        yield check_batches(session, sample, bound=drift)
         if opened.selection.plan.facts.is_decoder:
             yield self._head(session, sample)
-        yield check_flash_attn(session, sample, bound=drift_bound(quant))
-        bound = min(drift_bound(quant), _DEVICE_COSINE) if devices else drift_bound(quant)
+        yield check_flash_attn(session, sample, bound=drift)
+        bound = min(drift, _DEVICE_COSINE) if devices else drift
         where = devices[0] if devices else "the fast kernels"
         yield check_agreement(
             "GPU and CPU" if devices else "plain CPU", sample, session.embed_plainly, bound=bound,
