@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gguf_embed.quality import agreement
+from gguf_embed.quality import agreement, metrics
 from gguf_embed.quality.agreement import agree, neighbours, overlap, rank_correlation
 
 
@@ -31,7 +31,7 @@ def test_neighbours_are_those_of_a_full_sort(rows):
 def test_neighbours_do_not_hang_on_the_block_size(rows, monkeypatch):
     """Blocks of 3 rows give what one block gives."""
     whole = neighbours(rows, 10)
-    monkeypatch.setattr(agreement, "_N_SCORES_BLOCK", 3 * len(rows))
+    monkeypatch.setattr(metrics, "_N_SCORES_BLOCK", 3 * len(rows))
     assert neighbours(rows, 10).tolist() == whole.tolist()
 
 
@@ -128,18 +128,40 @@ def test_few_rows_have_few_figures(rows):
     assert agree(rows[:20], rows[:20], k=20).neighbours_kept is None
 
 
-def test_a_sample_of_pairs_is_near_all_pairs(monkeypatch):
-    """Where pairs are drawn, the figure is about that of all, and the same each time."""
-    random = np.random.default_rng(3)
-    a = random.standard_normal((300, 8)).astype(np.float32)
-    b = a + 0.5 * random.standard_normal(a.shape).astype(np.float32)
+def noisy(n, seed=3):
+    random = np.random.default_rng(seed)
+    a = random.standard_normal((n, 8)).astype(np.float32)
+    return a, a + 0.5 * random.standard_normal(a.shape).astype(np.float32)
+
+
+def test_a_sample_of_pairs_is_near_all_pairs():
+    """Beyond 1,000 rows the figure is of 1,000 at even distances, about that of all, and the same each time."""
+    a, b = noisy(1400)
+    found = agree(a, b)
+    assert found.n_pairs == 1000 * 999 // 2
+    whole = rank_correlation(*(metrics.pairwise_cosines(rows, max_rows=1400) for rows in (a, b)))
+    assert found.rank_correlation == pytest.approx(whole, abs=0.02)
+    assert found.rank_correlation == agree(a, b).rank_correlation
+
+
+def test_of_many_rows_some_have_their_neighbours_looked_at(monkeypatch):
+    """Among all rows; about the figure of all, the same each time, and how many they were is told."""
+    a, b = noisy(600)
     whole = agree(a, b)
-    monkeypatch.setattr(agreement, "_N_TEXTS_ALL_PAIRS", 100)
-    monkeypatch.setattr(agreement, "_N_PAIRS_SAMPLE", 20_000)
-    drawn, again = agree(a, b), agree(a, b)
-    assert drawn.n_pairs == 20_000
-    assert drawn.rank_correlation == again.rank_correlation
-    assert drawn.rank_correlation == pytest.approx(whole.rank_correlation, abs=0.02)
+    assert whole.n_sampled == 600
+    monkeypatch.setattr(agreement, "_N_TEXTS_SAMPLED", 599)
+    monkeypatch.setattr(agreement, "_N_SAMPLE", 300)
+    drawn = agree(a, b)
+    assert drawn.n_sampled == 300
+    assert drawn.neighbours_kept == agree(a, b).neighbours_kept
+    assert drawn.neighbours_kept == pytest.approx(whole.neighbours_kept, abs=0.03)
+    assert (drawn.mean, drawn.least) == (whole.mean, whole.least)
+
+
+def test_neighbours_of_some_are_those_of_all(rows):
+    """Found among all rows, and never the row itself."""
+    some = np.array([3, 11, 39])
+    assert neighbours(rows, 5, of=some).tolist() == neighbours(rows, 5)[some].tolist()
 
 
 @pytest.mark.parametrize(
@@ -162,10 +184,3 @@ def test_k_of_nothing_is_refused(rows):
     """One neighbour at least."""
     with pytest.raises(ValueError, match="k is 0"):
         agree(rows, rows, k=0)
-
-
-def test_a_sample_has_no_pair_of_a_row_with_itself(monkeypatch):
-    """Rows at right angles have no order of similarities; a row with itself would make one."""
-    monkeypatch.setattr(agreement, "_N_TEXTS_ALL_PAIRS", 2)
-    monkeypatch.setattr(agreement, "_N_PAIRS_SAMPLE", 100)
-    assert agree(np.eye(3), np.eye(3)).rank_correlation is None

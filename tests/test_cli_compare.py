@@ -204,3 +204,53 @@ def test_a_mistake_is_told_with_what_to_type(shell, texts, tmp_path, arguments, 
     found, out, err = shell(*arguments)
     assert (found, out) == (code, "")
     assert words in " ".join(err.split())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("m", "http://user:secret@host:99999/x", "-i", "t.txt"),
+        ("m", "http://127.0.0.1:9/embed", "-i", "t.txt", "--api-key", "secret\nx"),
+        ("m", "http://u:secret@127.0.0.1:9/embed?key=secret", "-i", "t.txt", "--api-key", "secret-key"),
+    ],
+)
+def test_no_secret_is_printed(shell, texts, arguments, embedder):
+    """Neither a password nor a key, whatever is wrong with it."""
+    code, out, err = shell(*arguments)
+    assert code in (2, 4)
+    assert "secret" not in out + err
+
+
+def test_a_key_is_checked_before_a_model_is_opened(shell, texts, embedder):
+    """Embedding may take hours."""
+    assert shell("m", "http://127.0.0.1:9/embed", "-i", "t.txt", "--api-key", "a b")[0] == 2
+    assert embedder.made == []
+
+
+def test_a_bug_is_no_mistake_of_the_users(shell, texts, monkeypatch):
+    """It ends in a traceback, not in words about options."""
+
+    def broken(*_):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr("gguf_embed.quality.comparing.agree", broken)
+    with pytest.raises(ValueError, match="a bug"):
+        shell("m", "same.npy", "-i", "t.txt", "-q")
+
+
+def test_rows_that_are_no_objects_are_a_damaged_file(shell, texts, tmp_path):
+    """Exit code 7 with its name, not a usage error."""
+    (tmp_path / "same.npy.rows.jsonl").write_text("5\n" * 40)
+    code, out, err = shell("m", "same.npy", "-i", "t.txt", "-q")
+    assert (code, out) == (7, "")
+    assert "same.npy.rows.jsonl, line 1: expected an object" in " ".join(err.split())
+
+
+def test_a_sample_is_said_to_be_one(shell, texts, monkeypatch):
+    """In the line of the neighbours, and as a number for programs."""
+    monkeypatch.setattr("gguf_embed.quality.agreement._N_TEXTS_SAMPLED", 39)
+    monkeypatch.setattr("gguf_embed.quality.agreement._N_SAMPLE", 30)
+    out = shell("m", "same.npy", "-i", "t.txt", "-q")[1]
+    assert "neighbours        100.0% of the 10 nearest of 30 texts drawn are the same\n" in out
+    assert max(map(len, out.splitlines())) <= 80
+    assert json.loads(shell("m", "same.npy", "-i", "t.txt", "-q", "--json")[1])["n_sampled"] == 30

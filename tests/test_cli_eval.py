@@ -27,6 +27,7 @@ class FakeEmbedder:
 
     def __init__(self, model, *, limits):
         self.model, self.limits, self.options, self.is_closed = model, limits, [], False
+        self.plan = SimpleNamespace()
         self.made.append(self)
 
     def report(self, texts, options, *, on_batch=None):
@@ -243,3 +244,26 @@ def test_tasks_are_run_and_shown(shell, embedder, shelf, monkeypatch):
     assert "mteb, main scores" in done.out
     assert "Q8_0         0.8000" in done.out
     assert asked == [(f"{MINILM}:{quant}", ["task STSBenchmark"], "end") for quant in ("F16", "Q8_0")]
+
+
+def test_a_bug_is_no_mistake_of_the_users(shell, embedder, shelf, texts, monkeypatch):
+    """It ends in a traceback, not in words about options."""
+
+    def broken(*_):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr("gguf_embed.quality.metrics.cosines", broken)
+    with pytest.raises(ValueError, match="a bug"):
+        shell("eval", MINILM, "--texts", texts)
+
+
+def test_what_a_plan_refuses_is_an_option(shell, embedder, shelf, texts, monkeypatch):
+    """A device that is not here is found when a model is planned."""
+
+    def plan(_):
+        raise ValueError("device is 'CUDA7'; it is auto, gpu or cpu")
+
+    monkeypatch.setattr(embedder, "plan", property(plan, lambda *_: None), raising=False)
+    done = shell("eval", MINILM, "--texts", texts, "--device", "CUDA7")
+    assert done.code == 2
+    assert "device is 'CUDA7'" in done.err

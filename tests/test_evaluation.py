@@ -409,6 +409,25 @@ def test_files_here_are_taken_as_they_are(catalog, shelf):
     assert found[0].sha256 == hashlib.sha256(b"Q8_0").hexdigest()
 
 
+def test_a_blob_is_not_read_for_the_sum_that_is_its_name(catalog, tmp_path):
+    """As everywhere else; tens of gigabytes are not read to learn what is known."""
+    blob = tmp_path / "blobs" / ("ab" * 32)
+    blob.parent.mkdir()
+    blob.write_bytes(b"GGUF")
+    (tmp_path / "Model-F16.gguf").symlink_to(blob)
+    subject = find_subject(catalog, Wish(model=str(tmp_path / "Model-F16.gguf")))
+    assert get_candidates(catalog, subject)[0].sha256 == "ab" * 32
+
+
+def test_what_cannot_be_made_is_told(catalog, tmp_path, makings):
+    """With what can be."""
+    (tmp_path / "Model-F16.gguf").write_bytes(b"GGUF")
+    subject = find_subject(catalog, Wish(model=str(tmp_path / "Model-F16.gguf"), quants=("F16", "Q9_X")))
+    with pytest.raises(UnknownQuantError, match="Q9_X is no quantization that can be made; it is one of F32"):
+        get_candidates(catalog, subject, makes=True)
+    assert makings == []
+
+
 def test_one_that_no_source_has_says_what_to_type(catalog, shelf):
     """The command that makes it, and the option that does it here and now."""
     shelf("Q8_0")

@@ -108,8 +108,11 @@ def test_what_does_not_compare_goes(tmp_path, now):
 @pytest.mark.parametrize(
     "content",
     ["", "{", "[]", '{"a": 1}', '{"a": {"quants": []}}', '{"a": {"quants": [{"quant": "F16"}]}}', "[" * 100_000,
-     json.dumps({"a": dataclasses.asdict(measured(quant("F16", float("nan"))))})],
-    ids=["empty", "cut", "a list", "a number", "no quants", "half a quant", "deep", "not a number"],
+     json.dumps({"a": dataclasses.asdict(measured(quant("F16", float("nan"))))}),
+     json.dumps({"a": dataclasses.asdict(measured(quant("F16", 1.0, 77)))}).replace("77", "1e400"),
+     json.dumps({"a": dataclasses.asdict(measured(quant("F16", 77.0)))}).replace("77.0", "1" * 400)],
+    ids=["empty", "cut", "a list", "a number", "no quants", "half a quant", "deep", "not a number", "an endless size",
+         "a score beyond any float"],
 )  # fmt: skip
 def test_a_damaged_file_is_none(tmp_path, content):
     """It is read as nothing, and the next evaluation writes it anew."""

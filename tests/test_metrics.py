@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from gguf_embed.quality import metrics
-from gguf_embed.quality.metrics import cosines, ndcg, pairwise_cosines, rank_documents, recall
+from gguf_embed.quality.metrics import cosines, ndcg, nearest, pairwise_cosines, recall
 from gguf_embed.vectors import l2_normalize
 
 ROWS = arrays(np.float32, st.tuples(st.integers(1, 12), st.integers(1, 8)), elements=st.integers(-4, 4).map(float))
@@ -56,6 +56,7 @@ def test_cosines_lie_within_one(rows):
 def test_pairwise_cosines_are_of_each_pair_once():
     """Three rows make three pairs: first with second, first with third, second with third."""
     rows = l2_normalize(matrix([1, 0], [1, 1], [0, 1]))
+    assert pairwise_cosines(rows * 3) == pytest.approx(pairwise_cosines(rows))
     assert pairwise_cosines(rows) == pytest.approx([math.sqrt(0.5), 0, math.sqrt(0.5)], abs=1e-7)
 
 
@@ -73,14 +74,20 @@ def test_of_many_rows_those_at_even_distances_are_taken():
 def test_the_nearest_come_first():
     """Of three documents the one in the query's direction, then the one beside it."""
     documents = l2_normalize(matrix([0, 1], [1, 0], [1, 1]))
-    assert rank_documents(matrix([1, 0], [0, 1]), documents, 2).tolist() == [[1, 2], [0, 2]]
-    assert rank_documents(matrix([1, 0]), documents, 10).tolist() == [[1, 2, 0]]
+    assert nearest(matrix([1, 0], [0, 1]), documents, 2).tolist() == [[1, 2], [0, 2]]
+    assert nearest(matrix([1, 0]), documents, 10).tolist() == [[1, 2, 0]]
 
 
 def test_equal_scores_keep_the_order_of_the_documents():
     """Also where the cut falls among them."""
     documents = matrix([0, 1], *[[1, 0]] * 7)
-    assert rank_documents(matrix([1, 0]), documents, 3).tolist() == [[1, 2, 3]]
+    assert nearest(matrix([1, 0]), documents, 3).tolist() == [[1, 2, 3]]
+
+
+def test_a_query_that_is_a_document_is_not_its_own_answer():
+    """Where it stands among the documents is said."""
+    rows = l2_normalize(matrix([1, 0], [1, 1], [0, 1]))
+    assert nearest(rows[1:], rows, 2, places=ranking(1, 2)).tolist() == [[0, 2], [1, 0]]
 
 
 @settings(deadline=None)
@@ -91,7 +98,7 @@ def test_blocks_change_nothing(seed, size, k):
     queries, documents = (random.integers(-2, 3, size=(n, 3)).astype(np.float32) for n in (5, 20))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metrics, "_N_SCORES_BLOCK", size)
-        found = rank_documents(queries, documents, k)
+        found = nearest(queries, documents, k)
     expected = np.argsort(-(queries.astype(float) @ documents.astype(float).T), axis=1, kind="stable")[:, :k]
     assert np.array_equal(found, expected)
 

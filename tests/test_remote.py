@@ -1,15 +1,21 @@
-"""remote.py: vectors from servers in three dialects, and what they do wrong, told by name."""
+"""remote.py and dialects.py: vectors from servers in three dialects, and what they do wrong, told by name."""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import socket
 import threading
+import time
+from http.server import BaseHTTPRequestHandler
 
 import numpy as np
 import pytest
 from fake_embeddings import FakeServer, ollama, openai, rows_of, tei
 
 from gguf_embed.errors import RemoteError
-from gguf_embed.quality.remote import Address, fetch_embeddings, parse_address
+from gguf_embed.quality import remote
+from gguf_embed.quality.dialects import Address, fetch_embeddings, parse_address
 
 
 @pytest.fixture
@@ -71,6 +77,57 @@ def test_a_password_is_sent_and_not_shown(serve):
         fetch(server.url.replace("//", "//me:secret@") + "/embed")
     assert "secret" not in f"{caught.value} {caught.value.url}"
     assert server.seen[-1][3]["Authorization"].startswith("Basic ")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://user:secret@host:99999/x",
+        "http://user:secret@host:port/x",
+        "http://user:a/secret@host/x",
+        "http://user:a#secret@host/x",
+        "http://user:secret@[host/x",
+        "http://user:secret@[host]/x",
+        "http://user:secret@ho\u2100st/x",
+        "http://user:secret@/x",
+        "ftp://user:secret@host/x?key=secret",
+    ],
+)
+def test_what_is_no_url_is_told_without_its_password(text):
+    """Nor with words of Python's that have it."""
+    with pytest.raises(ValueError, match="is no URL of a server") as caught:
+        parse_address(text)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["secret\nx", "se cret", "secr\u00e9t", "secret\x7f", "\x00secret"])
+def test_a_key_that_no_header_carries_is_not_shown(serve, key):
+    """It is the caller's mistake, before anything is sent."""
+    server = serve(embed=tei)
+    with pytest.raises(ValueError, match="the API key has a space") as caught:
+        fetch(f"{server.url}/embed", api_key=key)
+    assert "secr" not in str(caught.value)
+    assert not isinstance(caught.value, RemoteError)
+    assert server.seen == []
+
+
+@pytest.mark.parametrize("status", [200, 401, 500])
+def test_a_key_that_a_server_says_again_is_not_shown(serve, status):
+    """In a refusal or in what should have been vectors."""
+    server = serve(embed=lambda _: (status, b"no such key: sk-0123456789"))
+    with pytest.raises(RemoteError, match=r"no such key: \*\*\*") as caught:
+        fetch(f"{server.url}/embed", api_key="sk-0123456789")
+    assert "0123456789" not in str(caught.value)
+
+
+def test_a_query_may_be_a_key_and_is_not_shown(serve):
+    """It is sent; neither messages nor results have it."""
+    server = serve(embeddings=openai)
+    assert "secret" not in str(fetch(f"{server.url}/embeddings?key=secret#m").address)
+    assert server.seen[-1][1] == "/embeddings?key=secret"
+    with pytest.raises(RemoteError) as caught:
+        fetch(f"{server.url}/v1/embeddings?key=secret#m")
+    assert "secret" not in f"{caught.value} {caught.value.url}"
 
 
 # Dialects
@@ -170,6 +227,37 @@ def test_a_server_on_this_machine_is_behind_no_proxy(serve, monkeypatch):
     assert len(fetch(f"{serve(embed=tei).url}/embed").embeddings) == 3
 
 
+@pytest.mark.parametrize("host", ["localhosting.com", "127.example.org", "127.0.0.1.example.org", "::1.example.org"])
+def test_a_name_that_begins_like_this_machine_goes_to_the_proxy(serve, monkeypatch, host):
+    """It is a whole name or address that is this machine's."""
+    proxy = serve()
+    proxy.routes[f"http://{host}/embed"] = tei
+    monkeypatch.setenv("http_proxy", proxy.url)
+    monkeypatch.setattr(remote, "_CONNECT_TIMEOUT_S", 1.0)
+    if host.startswith("::1"):  # no URL has it
+        assert not remote._is_here(f"http://{host}/")
+        return
+    assert len(fetch(f"http://{host}/embed").embeddings) == 3
+    assert proxy.posted()[0][0] == f"http://{host}/embed"
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("http://localhost:1/", True),
+        ("http://LOCALHOST/", True),
+        ("http://127.8.9.10:1/", True),
+        ("http://[::1]:1/", True),
+        ("http://192.168.0.1/", False),
+        ("http://[::2]/", False),
+        ("http://localhost.example.org/", False),
+    ],
+)
+def test_what_is_this_machine(url, expected):
+    """Its name, and the addresses of loopback."""
+    assert remote._is_here(url) is expected
+
+
 # What goes wrong
 
 
@@ -206,6 +294,104 @@ def test_a_server_that_takes_too_long(serve):
         fetch(f"{server.url}/embed", timeout_s=0.2)
     waiting.set()
     assert len(server.posted()) == 1
+
+
+@contextlib.contextmanager
+def dripping(head):
+    """A server that sends these bytes, and a blank each 20 ms from then on."""
+    is_over = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def drip():
+            connection, _ = listening.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.recv(65536)
+                connection.sendall(head)
+                while not is_over.wait(0.02):
+                    connection.sendall(b" ")
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            is_over.set()
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    "head", [b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n", b"HTTP/1.1 200 OK\r\nserver:"], ids=["body", "head"]
+)
+def test_a_server_that_drips_is_not_waited_for(head):
+    """The time is for the whole answer, not for each of its bytes; nobody goes on reading afterwards."""
+    with dripping(head) as url:
+        began = time.monotonic()
+        with pytest.raises(RemoteError, match=r"did not answer within 0\.3 s"):
+            fetch(f"{url}/embed", timeout_s=0.3)
+        assert time.monotonic() - began < 2
+        for thread in threading.enumerate():
+            if thread.name == "gguf-embed-remote":
+                thread.join(5)
+                assert not thread.is_alive()
+
+
+def test_an_answer_has_a_greatest_size(serve, monkeypatch):
+    """What is larger is not read to its end."""
+    monkeypatch.setattr(remote, "_N_BYTES_ANSWER", 1 << 20)
+    server = serve(embed=lambda _: (200, b" " * (3 << 20)))
+    with pytest.raises(RemoteError, match="answered more than 1 MiB") as caught:
+        fetch(f"{server.url}/embed")
+    assert caught.value.url == f"{server.url}/embed"
+
+
+def test_the_greatest_size_has_room_for_vectors():
+    """Four times what 32 of 8192 numbers take, a line and all digits each."""
+    rows = [[-1.2345678901234567e-05] * 8192] * 32
+    assert 4 * len(json.dumps(rows, indent=1)) < remote._N_BYTES_ANSWER
+
+
+DEEP = b"[" * 200_000
+
+
+@pytest.mark.parametrize(
+    ("path", "routes", "words"),
+    [
+        ("/embed", {"embed": lambda _: (200, DEEP)}, "no JSON"),
+        ("/embed", {"embed": lambda _: (500, DEEP)}, "answered 500"),
+        ("", {"api__version": lambda _: (200, DEEP), "v1__embeddings": lambda _: (200, [])}, "no list of vectors"),
+        *[
+            ("/v1#m", {"v1__embeddings": lambda _, n=n: (200, b'{"data": [{"index": %s1%s}]}' % (b"[" * n, b"]" * n))},
+             "answered")
+            for n in (50, 300, 600, 900)
+        ],
+        *[
+            ("/embed", {"embed": lambda _, n=n: (500, b'{"error": %s1%s}' % (b"[" * n, b"]" * n))}, "answered 500")
+            for n in (50, 300, 600, 900)
+        ],
+        *[
+            ("", {"info": b'{"model_id": %s1%s}' % (b"[" * n, b"]" * n), "embed": lambda _: (200, [])}, "answered")
+            for n in (50, 600, 900)
+        ],
+    ],
+)  # fmt: skip
+def test_an_answer_that_is_nested_too_deeply_is_told(serve, path, routes, words):
+    """As any other that is no vectors, wherever it comes."""
+    with pytest.raises(RemoteError, match=words):
+        fetch(serve(**routes).url + path)
+
+
+def test_a_place_that_is_no_url_is_told(serve, monkeypatch):
+    """A redirect may lead to anything; a password in it is not shown either."""
+    server = serve(embed=lambda _: (302, b""))
+    real = BaseHTTPRequestHandler.send_header
+
+    def send_header(self, name, value):
+        real(self, name, "http://u:secret@[x/?key=secret" if name == "location" else value)
+
+    monkeypatch.setattr(BaseHTTPRequestHandler, "send_header", send_header)
+    with pytest.raises(RemoteError, match=r"leads to http://\[x/ \(302\)") as caught:
+        fetch(f"{server.url}/embed")
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -183,6 +183,42 @@ def test_what_belongs_to_another_output_is_not_believed(tmp_path, suffix, conten
         load_saved(tmp_path / "a.npy")
 
 
+@pytest.mark.parametrize(
+    ("suffix", "content", "words"),
+    [
+        (".rows.jsonl", "5\n5\n", r"a\.npy\.rows\.jsonl, line 1: expected an object, .* got '5'"),
+        (".rows.jsonl", '{"id": 1}\n["id"]\n', r"a\.npy\.rows\.jsonl, line 2: expected an object"),
+        (".rows.jsonl", '{"id": 1}\n{\n', r"a\.npy\.rows\.jsonl, line 2: no JSON"),
+        (".rows.jsonl", "[" * 100_000, r"a\.npy\.rows\.jsonl, line 1: no JSON"),
+        (".meta.json", "[" * 100_000, r"a\.npy\.meta\.json, which tells .*; delete it"),
+        (".meta.json", '{"n_rows": [2]}', r"beside it is of \[2\]: it belongs to another output"),
+    ],
+)
+def test_what_is_damaged_beside_an_npy_is_told(tmp_path, suffix, content, words):
+    """By its own name and line."""
+    np.save(tmp_path / "a.npy", ROWS[:2])
+    (tmp_path / f"a.npy{suffix}").write_text(content)
+    with pytest.raises(InputError, match=words):
+        load_saved(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize("ranges", [{"low": 0}, "x", [[0, 1], None]])
+def test_ranges_that_are_none_are_told(tmp_path, ranges):
+    """Of an int8 file."""
+    np.save(tmp_path / "a.npy", np.ones((2, 2), dtype=np.int8))
+    (tmp_path / "a.npy.meta.json").write_text(json.dumps({"precision": "int8", "ranges": ranges}))
+    with pytest.raises(InputError, match="do not belong together"):
+        load_saved(tmp_path / "a.npy")
+
+
+def test_an_archive_is_no_array(tmp_path):
+    """Whatever its name says."""
+    np.savez(tmp_path / "a.npz", a=ROWS)
+    (tmp_path / "a.npz").rename(tmp_path / "a.npy")
+    with pytest.raises(InputError, match="is an archive"):
+        load_saved(tmp_path / "a.npy")
+
+
 def test_bits_have_no_cosine(tmp_path):
     """Binary outputs are refused by their .meta.json."""
     np.save(tmp_path / "a.npy", quantize_embeddings(ROWS, "ubinary"))

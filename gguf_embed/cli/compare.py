@@ -15,13 +15,12 @@ from typing import Any
 
 import click
 
-from gguf_embed.cli.exits import usage_errors
+from gguf_embed.cli.exits import NOT_AS_IT_SHOULD
 from gguf_embed.cli.options import is_quiet, json_option, load_model, open_model, plan_options, verbosity
 from gguf_embed.cli.tables import print_facts, print_json
 
 __all__ = ["compare_command"]
 
-_TOO_FAR = 9
 _PRINTS = {True: "equal", False: "different", None: "not known of both sides, or of other lengths"}
 
 
@@ -61,16 +60,18 @@ def compare_command(
           http://localhost:11434#qwen3-embedding:0.6b -i docs.txt --as document
       gguf-embed compare old.parquet new.parquet --at-least 0.99
     """  # noqa: D301 - click reads the backspace itself
-    from gguf_embed.quality.comparing import compare  # noqa: PLC0415 - keeps --help quick
+    from gguf_embed.quality.comparing import QuestionError, compare  # noqa: PLC0415 - keeps --help quick
 
-    with usage_errors():
-        question = _question(a, b, inputs, options)
+    question = _question(a, b, inputs, options)
+    try:
         comparison = compare(question, _hooks(options))
+    except QuestionError as error:
+        raise click.UsageError(str(error)) from error
     if as_json:
         print_json(_facts(comparison, n_worst))
     else:
         _print(comparison, n_worst)
-    return _TOO_FAR if at_least is not None and comparison.agreement.mean < at_least else 0
+    return NOT_AS_IT_SHOULD if at_least is not None and comparison.agreement.mean < at_least else 0
 
 
 def _question(a: str, b: str, inputs: tuple[Path, ...], options: dict[str, Any]) -> Any:
@@ -137,7 +138,7 @@ def _progress(name: str, n_texts: int) -> Iterator[Callable[[int], None]]:
 def _facts(comparison: Any, n_worst: int) -> dict[str, Any]:
     """Everything, for programs."""
     figures, keys = comparison.agreement, comparison.keys
-    names = ("mean", "least", "percentile_1", "k", "neighbours_kept", "rank_correlation", "n_pairs")
+    names = ("mean", "least", "percentile_1", "k", "neighbours_kept", "n_sampled", "rank_correlation", "n_pairs")
     return {
         "a": comparison.a,
         "b": comparison.b,
@@ -197,7 +198,10 @@ def _described(side: Any) -> str:
 def _neighbours(figures: Any) -> str:
     if figures.neighbours_kept is None:
         return "too few texts; give 20 or more"
-    return f"{figures.neighbours_kept:.1%} of each text's {figures.k} nearest are the same in both"
+    kept, k = f"{figures.neighbours_kept:.1%}", figures.k
+    if figures.n_sampled < len(figures.cosines):
+        return f"{kept} of the {k} nearest of {figures.n_sampled:,} texts drawn are the same"
+    return f"{kept} of each text's {k} nearest are the same in both"
 
 
 def _correlation(figures: Any) -> str:

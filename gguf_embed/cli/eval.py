@@ -108,14 +108,17 @@ def _evaluate(model: str, options: dict[str, Any]) -> tuple[Any, Path | None]:
     subject = find_subject(catalog, wish)
     check_comparable(subject, material)
     settings = Settings(dims=options["dims"], truncate=options["truncate"], run_tasks=run_tasks, watch=_watch_texts)
-    with usage_errors():
-        candidates = get_candidates(
-            catalog, subject, makes=wish.makes, on_bytes=_watch_bytes, on_tensors=_watch_tensors,
-            n_threads=n_threads or 0,
-        )  # fmt: skip
-        evaluation = evaluate(
-            subject, candidates, material, lambda one: Embedder(one.model, limits=limits), settings=settings
-        )
+    candidates = get_candidates(
+        catalog, subject, makes=wish.makes, on_bytes=_watch_bytes, on_tensors=_watch_tensors, n_threads=n_threads or 0
+    )
+
+    def open_planned(one: Any) -> Any:
+        embedder = Embedder(one.model, limits=limits)
+        with usage_errors():  # a device that is not here, a cache that this model has not
+            _ = embedder.plan
+        return embedder
+
+    evaluation = evaluate(subject, candidates, material, open_planned, settings=settings)
     return evaluation, keep(config.state_dir, subject, evaluation)
 
 

@@ -137,7 +137,7 @@ def _measured_of(entry: Any) -> Measured | None:
             return None
         return Measured(reference=str(entry["reference"]), measured_on=tuple(map(str, entry["measured_on"])),
                         quants=quants)  # fmt: skip
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError):  # size_bytes may be 1e400, too
         return None
 
 

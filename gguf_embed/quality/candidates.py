@@ -6,7 +6,6 @@ It must not know what is measured.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -14,12 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gguf_embed.errors import HubError, UnknownQuantError
+from gguf_embed.fingerprints import sha256_of
 from gguf_embed.models.catalog import Catalog
 from gguf_embed.models.ladders import MAKEABLE_FROM, quality_rank
 from gguf_embed.models.making import find_making, make
 from gguf_embed.models.refs import Reference, quant_of_file_name
 from gguf_embed.models.shelf import files_on_disk
 from gguf_embed.models.specs import ModelSpec
+from gguf_embed.native.quantize import FTYPES
 
 __all__ = ["Candidate", "Subject", "Wish", "find_subject", "get_candidates"]
 
@@ -149,7 +150,7 @@ def get_candidates(
                 model=str(path) if subject.is_file else f"{subject.base}:{quant}",
                 path=path,
                 size_bytes=path.stat().st_size,
-                sha256=_sha256(path),
+                sha256=sha256_of(path),
             )
         )
     return tuple(candidates)
@@ -191,6 +192,11 @@ class _Getting:
 
     def _make(self, quant: str) -> Path:
         """Quantize the best that is here, or what would be fetched for it."""
+        if quant not in FTYPES:
+            raise UnknownQuantError(
+                f"{quant} is no quantization that can be made; it is one of {', '.join(FTYPES)}",
+                model_id=self.subject.model_id, quant=quant, available=tuple(FTYPES),
+            )  # fmt: skip
         here = _paths(self.catalog, self.parsed, self.subject.base)
         best = min((one for one in here if one in MAKEABLE_FROM), key=quality_rank, default=None)
         source = str(here[best]) if best and self.subject.is_file else self.subject.base
@@ -246,11 +252,6 @@ def _spelt(catalog: Catalog, parsed: Reference, base: str, quant: str) -> str:
     if parsed.path is not None:
         return quant.upper()
     return catalog.parse(f"{base}:{quant}").quant or quant.upper()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _silent(_what: str) -> AbstractContextManager[None]:

@@ -18,18 +18,23 @@ from gguf_embed.embedder import Embedder
 from gguf_embed.encoding import EncodeOptions
 from gguf_embed.errors import DimensionError, InputError
 from gguf_embed.jobs.records import Record
-from gguf_embed.prompts import resolve_prompt
+from gguf_embed.prompts import PromptSet, resolve_prompt
 from gguf_embed.quality.agreement import Agreement, agree
+from gguf_embed.quality.dialects import Address, fetch_embeddings, parse_address
 from gguf_embed.quality.matching import match
-from gguf_embed.quality.remote import Address, fetch_embeddings, parse_address
+from gguf_embed.quality.remote import check_api_key
 from gguf_embed.quality.saved import SUFFIXES, Fields, Keys, SavedVectors, digest_of, id_words, load_saved
 from gguf_embed.quality.verdicts import Evidence, Look, Verdict, judge, look_at, share_elsewhere
 from gguf_embed.vectors import truncate_dim
 
-__all__ = ["Comparison", "Hooks", "Question", "Side", "compare"]
+__all__ = ["Comparison", "Hooks", "Question", "QuestionError", "Side", "compare"]
 
 Float32Matrix = NDArray[np.float32]
 OnTexts = Callable[[int], None]
+
+
+class QuestionError(ValueError):
+    """What was asked makes no sense: the caller's mistake, told apart from a bug that ends in a ValueError."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +166,7 @@ def compare(question: Question, hooks: Hooks | None = None) -> Comparison:
         hooks: how models are opened and progress is told; None for plainly.
 
     Raises:
-        ValueError: texts are missing, or options that have no use here; or a prompt or key that no side has.
+        QuestionError: texts are missing, or options that have no use here; or a prompt or key that no side has.
         InputError: a file cannot be used, rows do not match, or lengths differ.
         RemoteError: a server failed.
         GGUFEmbedError: a model failed.
@@ -195,7 +200,8 @@ def compare(question: Question, hooks: Hooks | None = None) -> Comparison:
 def _side_of(name: str, fields: Fields) -> SavedVectors | Address | str:
     """Tell what a side is; models stay names."""
     if name.lower().startswith(("http://", "https://")):
-        return parse_address(name)
+        with _asked_wrongly():
+            return parse_address(name)
     path = Path(name)
     if path.suffix.lower() in SUFFIXES:
         return load_saved(path, fields)
@@ -209,15 +215,18 @@ def _check(question: Question, sides: Sequence[SavedVectors | Address | str]) ->
     saved = [side for side in sides if isinstance(side, SavedVectors)]
     n_urls = sum(isinstance(side, Address) for side in sides)
     if question.api_keys and len(question.api_keys) != n_urls:
-        raise ValueError(f"{len(question.api_keys)} --api-key for {n_urls} URLs; give one for each, in their order")
+        raise QuestionError(f"{len(question.api_keys)} --api-key for {n_urls} URLs; give one for each, in their order")
+    with _asked_wrongly():
+        for api_key in filter(None, question.api_keys):
+            check_api_key(api_key)
     if question.has_prompt and len(saved) == 2:
-        raise ValueError("--as, --task and --prompt are for models and servers, and both sides are saved vectors")
+        raise QuestionError("--as, --task and --prompt are for models and servers, and both sides are saved vectors")
     if question.dim is not None and question.dim < 1:
-        raise ValueError(f"-d is {question.dim}; it is at least 1")
+        raise QuestionError(f"-d is {question.dim}; it is at least 1")
     if question.texts is None:
         if len(saved) < 2 and not any(side.keys.texts for side in saved):
             what = f"{saved[0].path} has no texts" if saved else "there are no texts"
-            raise ValueError(f"{what} to embed for the other side; add -i FILE with them, a text a line")
+            raise QuestionError(f"{what} to embed for the other side; add -i FILE with them, a text a line")
         return None
     if not question.texts:
         raise InputError("there are no texts in the input")
@@ -239,21 +248,35 @@ def _prefix(question: Question, sides: Sequence[SavedVectors | Address | str], h
     model = next((side for side in sides if isinstance(side, str)), None)
     if model is None:
         if how.prompt is None or how.task is not None:
-            raise ValueError("a server's prompts are not known here; say the prompt's text with --prompt instead")
+            raise QuestionError("a server's prompts are not known here; say the prompt's text with --prompt instead")
         return how.prompt
     with hooks.open_model(model, None) as embedder:
-        return resolve_prompt(embedder.prompts, prompt_name=how.prompt_name, prompt=how.prompt, task=how.task)
+        return _model_prefix(embedder.prompts, how)
+
+
+def _model_prefix(prompts: PromptSet, how: EncodeOptions) -> str:
+    with _asked_wrongly():
+        return resolve_prompt(prompts, prompt_name=how.prompt_name, prompt=how.prompt, task=how.task)
+
+
+@contextlib.contextmanager
+def _asked_wrongly() -> Iterator[None]:
+    """Around what checks a question, and nothing else."""
+    try:
+        yield
+    except ValueError as error:
+        raise QuestionError(str(error)) from error
 
 
 def _saved(side: SavedVectors, places: NDArray[np.intp]) -> _Rows:
     about, n = side.about, side.keys.n
+    told = {name: about[name] for name in ("model", "quant", "precision", "prompt") if isinstance(about.get(name), str)}
+    prompt = told.pop("prompt", None)
     is_all = len(places) == n and bool((places == np.arange(n)).all())
     return _Rows(
         embeddings=side.embeddings if is_all else side.embeddings[places],
         known={
-            "name": str(side.path), "kind": "file",
-            "facts": {name: about[name] for name in ("model", "quant", "precision") if about.get(name) is not None},
-            "prompt": about.get("prompt") if isinstance(about.get("prompt"), str) else None,
+            "name": str(side.path), "kind": "file", "facts": told, "prompt": prompt,
             "fingerprint": about.get("fingerprint"), "n_left_out": n - len(places),
         },
     )  # fmt: skip
@@ -283,7 +306,7 @@ def _embedded(name: str, live: _Live, on_texts: OnTexts) -> _Rows:
 def _embedded_at(dim: int | None, name: str, live: _Live, on_texts: OnTexts) -> _Rows:
     how = live.question.options
     with live.hooks.open_model(name, dim) as embedder:
-        prefix = resolve_prompt(embedder.prompts, prompt_name=how.prompt_name, prompt=how.prompt, task=how.task)
+        prefix = _model_prefix(embedder.prompts, how)
         live.hooks.load(embedder)
         report = embedder.report(live.texts, how, on_batch=lambda n, _: on_texts(n))
         return _Rows(

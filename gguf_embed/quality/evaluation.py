@@ -330,7 +330,7 @@ def _figures(reference: _Reference, rows: Rows, material: Material, dim: int) ->
         cosines = metrics.cosines(cut["left"], cut["right"])
         found["spearman"] = _or_none(rank_correlation(cosines, material.pairs.scores))
     if material.retrieval is not None:
-        rankings = metrics.rank_documents(cut["queries"], cut["documents"], K)
+        rankings = metrics.nearest(cut["queries"], cut["documents"], K)
         judged = list(zip(rankings, material.retrieval.relevance, strict=True))
         found["ndcg_at_10"] = _mean([metrics.ndcg(ranking, relevance, K) for ranking, relevance in judged])
         found["recall_at_10"] = _mean([metrics.recall(ranking, relevance, K) for ranking, relevance in judged])

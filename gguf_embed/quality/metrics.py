@@ -1,4 +1,4 @@
-"""How far vectors turned and how good a ranking is: cosines, nDCG, recall; numpy alone, summed in float64.
+"""Cosines, the nearest rows, and how good a ranking is: nDCG, recall; numpy alone, cosines summed in float64.
 
 It must not know models, files or what a figure is called on a report.
 """
@@ -6,18 +6,20 @@ It must not know models, files or what a figure is called on a report.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["cosines", "ndcg", "pairwise_cosines", "rank_documents", "recall"]
+from gguf_embed.vectors import l2_normalize
+
+__all__ = ["blocks", "cosines", "ndcg", "nearest", "pairwise_cosines", "recall"]
 
 Float32Matrix = NDArray[np.float32]
 Float64Vector = NDArray[np.float64]
 
 _MAX_ROWS_PAIRWISE = 1000  # half a million pairs
-_N_SCORES_BLOCK = 8 * 1024 * 1024  # 64 MiB of float64
+_N_SCORES_BLOCK = 8 * 1024 * 1024  # 32 MiB of float32
 
 
 def cosines(a: Float32Matrix, b: Float32Matrix) -> Float64Vector:
@@ -45,27 +47,31 @@ def pairwise_cosines(embeddings: Float32Matrix, *, max_rows: int = _MAX_ROWS_PAI
     """Cosines between different rows, in an order that depends on the number of rows alone.
 
     Args:
-        embeddings: (n, dim) float32, rows of unit length.
+        embeddings: (n, dim) float32, rows of any length.
         max_rows: of more rows, so many are taken at even distances.
 
     Returns:
-        (m * (m - 1) / 2,) float64 of the m rows that were taken.
+        (m * (m - 1) / 2,) float64 of the m rows that were taken; 0 where one is all zeros.
     """
     n = len(embeddings)
     taken = np.arange(n) if n <= max_rows else np.linspace(0, n - 1, max_rows).astype(np.intp)
-    rows = embeddings[taken].astype(np.float64)
+    rows = l2_normalize(embeddings[taken]).astype(np.float64)
     return np.asarray((rows @ rows.T)[np.triu_indices(len(rows), k=1)], dtype=np.float64)
 
 
-def rank_documents(queries: Float32Matrix, documents: Float32Matrix, k: int) -> NDArray[np.intp]:
+def nearest(
+    queries: Float32Matrix, documents: Float32Matrix, k: int, *, places: NDArray[np.intp] | None = None
+) -> NDArray[np.intp]:
     """Find the k documents nearest to each query by dot product.
 
-    Works in blocks: memory is bounded by some 200 MiB beside the rows.
+    Works in blocks: memory is bounded by some 100 MiB beside the rows.
 
     Args:
         queries: (n, dim) float32, rows of unit length.
         documents: (m, dim) float32, rows of unit length.
         k: how many, at least 1; fewer documents give fewer.
+        places: (n,) positions of the queries among the documents, where they are some of these: none is its own
+            answer, and k is below m then.
 
     Returns:
         (n, min(k, m)) intp, the nearest first; equal scores in the order of the documents.
@@ -73,9 +79,10 @@ def rank_documents(queries: Float32Matrix, documents: Float32Matrix, k: int) -> 
     n_documents = len(documents)
     k = min(k, n_documents)
     found = np.empty((len(queries), k), dtype=np.intp)
-    size = max(1, _N_SCORES_BLOCK // max(n_documents, 1))
-    for start in range(0, len(queries), size):
-        scores = _scores(queries[start : start + size].astype(np.float64), documents)
+    for start, end in blocks(len(queries), n_documents):
+        scores = queries[start:end] @ documents.T
+        if places is not None:
+            scores[np.arange(end - start), places[start:end]] = -np.inf
         bounds = np.partition(scores, n_documents - k, axis=1)[:, n_documents - k]  # the k-th greatest of each
         for i, bound in enumerate(bounds):
             candidates = np.flatnonzero(scores[i] >= bound)
@@ -83,13 +90,11 @@ def rank_documents(queries: Float32Matrix, documents: Float32Matrix, k: int) -> 
     return found
 
 
-def _scores(queries: NDArray[np.float64], documents: Float32Matrix) -> NDArray[np.float64]:
-    """Score queries with all documents, which are never all in float64 at once."""
-    scores = np.empty((len(queries), len(documents)), dtype=np.float64)
-    size = max(1, _N_SCORES_BLOCK // max(documents.shape[1], 1))
-    for start in range(0, len(documents), size):
-        scores[:, start : start + size] = queries @ documents[start : start + size].astype(np.float64).T
-    return scores
+def blocks(n: int, n_per_row: int) -> Iterator[tuple[int, int]]:
+    """Yield starts and ends of consecutive rows whose numbers together stay within a block."""
+    size = max(1, _N_SCORES_BLOCK // max(n_per_row, 1))
+    for start in range(0, n, size):
+        yield start, min(start + size, n)
 
 
 def ndcg(ranking: NDArray[np.intp], relevance: Mapping[int, float], k: int = 10) -> float:

@@ -1,374 +1,197 @@
-"""Vectors from a server over HTTP, in OpenAI's, Ollama's or TEI's dialect: its only home is here.
+"""A server over HTTP, whose only home is here: a whole answer within a time and a size, or an error without secrets.
 
-It must not know models, files, or what the vectors are compared with.
+It must not know dialects, models or vectors.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
-from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
-
-import numpy as np
+import ipaddress
+import json
+import queue
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
 
 # Exported lazily, which mypy does not see.
 from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
-from numpy.typing import NDArray
 
 from gguf_embed import __version__
 from gguf_embed.errors import RemoteError
 
-__all__ = ["Address", "Dialect", "Fetched", "fetch_embeddings", "parse_address"]
+__all__ = ["Answer", "Ask", "check_api_key", "opened", "plain", "public", "without_secrets"]
 
-Float32Matrix = NDArray[np.float32]
-Dialect = Literal["openai", "ollama", "tei"]
-OnTexts = Callable[[int], None]
-
-_N_TEXTS_REQUEST = 32  # TEI's default limit of a request
-_TIMEOUT_S = 600.0  # 32 long texts on a slow CPU
 _CONNECT_TIMEOUT_S = 10.0
+# 64 MiB: 32 vectors of 8192 numbers are 6.5 MB of JSON with 17 digits each, and 10 MB with a line for each.
+_N_BYTES_ANSWER = 64 * 1024 * 1024
 _N_CHARS_WORDS = 300
-_FINGERPRINT = "x-gguf-embed-fingerprint"  # of our own server's answers
-_LOOPBACK = ("127.", "localhost", "::1")
+_N_CHARS_SECRET = 8  # a shorter key is found in words that have nothing to do with it
+_KEY = re.compile(r"[\x21-\x7e]+")
 _BROKEN = (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)
-_PATHS: dict[Dialect, str] = {"openai": "/v1/embeddings", "ollama": "/api/embed", "tei": "/embed"}
-# Ends of a path that tell the dialect, and what goes in their place.
-_ENDS: tuple[tuple[str, Dialect, str], ...] = (
-    ("/api/embed", "ollama", "/api/embed"),
-    ("/api/embeddings", "ollama", "/api/embed"),  # the older route, a text a request
-    ("/api", "ollama", "/api/embed"),
-    ("/embeddings", "openai", "/embeddings"),
-    ("/v1", "openai", "/v1/embeddings"),
-    ("/embed", "tei", "/embed"),
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Address:
-    """A server, and what to ask it for.
+class Answer:
+    """What a server sent, whole.
 
     Attributes:
-        url: where texts are sent where the dialect is known; else what the routes come after. No fragment.
-        model: its name there, "" for none.
-        dialect: None where the server has to be asked first.
+        status: 200, 404, ...
+        headers: by name, in any case.
+        content: decompressed.
     """
 
-    url: str
-    model: str = ""
-    dialect: Dialect | None = None
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
 
-    def __str__(self) -> str:
-        """The URL without user and password."""
-        return _public(self.url)
+    @property
+    def text(self) -> str:
+        """The beginning of it, for a person."""
+        return self.content[: 4 * _N_CHARS_WORDS].decode("utf-8", "replace")
 
+    def json(self) -> Any:
+        """Read it.
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Fetched:
-    """What a server gave.
-
-    Attributes:
-        embeddings: (n, dim) float32, finite, as they came.
-        address: with its dialect, and the model that was asked for or that it has.
-        fingerprint: as Embedder has it, where it is our own server; None elsewhere.
-    """
-
-    embeddings: Float32Matrix
-    address: Address
-    fingerprint: str | None
+        Raises:
+            ValueError: it is no JSON, or more deeply nested than anybody's.
+        """
+        try:
+            return json.loads(self.content)
+        except RecursionError as error:
+            raise ValueError("it is nested too deeply") from error
 
 
-def parse_address(text: str) -> Address:
-    """Read a URL with the model's name as its fragment: http://localhost:11434#qwen3-embedding:4b.
+Ask = Callable[..., Answer]
+
+
+def check_api_key(api_key: str) -> None:
+    """Refuse a key that no header can carry; the message does not have it.
 
     Raises:
-        ValueError: it is no URL of a host.
+        ValueError: it is not visible ASCII throughout.
     """
-    try:
-        parts = urlsplit(text)
-        _ = parts.port
-    except ValueError as error:
-        raise ValueError(f"{text} is no URL: {error}") from error
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"{text} is no URL of a server; one is like http://localhost:11434#model")
-    path = parts.path.rstrip("/")
-    for end, dialect, route in _ENDS:
-        if path.endswith(end):
-            return Address(
-                url=_with_path(parts, path.removesuffix(end) + route), model=unquote(parts.fragment), dialect=dialect
-            )
-    return Address(url=_with_path(parts, path), model=unquote(parts.fragment))
-
-
-def fetch_embeddings(
-    address: Address,
-    texts: Sequence[str],
-    *,
-    api_key: str | None = None,
-    on_texts: OnTexts | None = None,
-    timeout_s: float = _TIMEOUT_S,
-) -> Fetched:
-    """Ask a server for the vectors of texts, 32 at a time.
-
-    Texts that are too long for the model are an error where the server lets one ask for that (Ollama would cut them).
-    A request whose connection breaks is sent once more.
-
-    Args:
-        address: whom; where the dialect is not known, Ollama's /api/version and TEI's /info are looked for, and
-            OpenAI's /v1/embeddings taken otherwise.
-        texts: at least one.
-        api_key: sent as a bearer token.
-        on_texts: called after each request with its number of texts.
-        timeout_s: for the answer to one request.
-
-    Raises:
-        RemoteError: it cannot be reached, refuses, or answers something else than one finite vector a text.
-    """
-    with _opened(address, api_key, timeout_s) as ask:
-        address = _named(ask, _known(ask, address))
-        rows: list[Float32Matrix] = []
-        prints: set[str | None] = set()
-        for start in range(0, len(texts), _N_TEXTS_REQUEST):
-            batch = list(texts[start : start + _N_TEXTS_REQUEST])
-            place = f" to texts {start + 1} to {start + len(batch)}"
-            response = ask("POST", address.url, _body(address, batch))
-            answer = _checked(response, address, place)
-            prints.add(response.headers.get(_FINGERPRINT))
-            rows.append(_matrix(_vectors_of(answer, address, len(batch)), address, start))
-            if rows[-1].shape[1] != rows[0].shape[1] or len(prints) > 1:
-                raise RemoteError(f"{address} changed its model meanwhile; run it again", url=str(address))
-            if on_texts is not None:
-                on_texts(len(batch))
-    return Fetched(embeddings=np.concatenate(rows), address=address, fingerprint=prints.pop())
-
-
-# Asking
-
-_Ask = Callable[..., Any]
+    if not _KEY.fullmatch(api_key):
+        raise ValueError(
+            "the API key has a space, a line break or a character beyond ASCII, which no header carries; it is not "
+            "shown here: look at what --api-key was given"
+        )
 
 
 @contextlib.contextmanager
-def _opened(address: Address, api_key: str | None, timeout_s: float) -> Iterator[_Ask]:
-    """Yield ask(method, url, body), which returns a response whatever its status."""
-    headers = {"User-Agent": f"gguf-embed/{__version__}", "Accept": "application/json"}
-    if api_key:
-        headers["Authorization"] = f"Bearer {api_key}"
-    # A proxy is for the world outside; a server on this machine is behind none.
-    is_near = (urlsplit(address.url).hostname or "").startswith(_LOOPBACK)
-    timeout = httpx.Timeout(timeout_s, connect=_CONNECT_TIMEOUT_S)
-    try:
-        with httpx.Client(headers=headers, timeout=timeout, trust_env=not is_near) as client:
-            yield lambda method, url, body=None: _ask(client, method, url, body)
-    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
-        raise _unanswered(error, address, timeout_s) from error
+def opened(url: str, *, api_key: str | None, timeout_s: float) -> Iterator[Ask]:
+    """Yield ask(method, url, body), which returns an Answer whatever its status.
 
+    A request whose connection breaks is sent once more.
 
-def _ask(client: httpx.Client, method: str, url: str, body: Any) -> Any:
-    try:
-        return client.request(method, url, json=body)
-    except _BROKEN:  # a server that was just restarted; a second time is no accident
-        return client.request(method, url, json=body)
-
-
-def _unanswered(error: Exception, address: Address, timeout_s: float) -> RemoteError:
-    why = str(error) or type(error).__name__
-    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-        words = f"{address} cannot be reached: {why}. Start the server, or check host and port."
-    elif isinstance(error, httpx.TimeoutException):
-        words = f"{address} did not answer within {timeout_s:g} s. Look at its log, or give it fewer or shorter texts."
-    else:
-        words = f"{address} broke off: {why}. Look at the server's log, then run the same command again."
-    return RemoteError(words, url=str(address))
-
-
-def _checked(response: Any, address: Address, place: str = "") -> Any:
-    """Return what a response to some texts holds.
+    Args:
+        url: of the server.
+        api_key: sent as a bearer token; none if empty.
+        timeout_s: for a whole answer, from connecting to its last byte.
 
     Raises:
-        RemoteError: it is a refusal, or no JSON.
+        ValueError: a key that no header can carry.
+        RemoteError: it cannot be reached, or gives no whole answer.
     """
-    status = response.status_code
-    if 300 <= status < 400:
-        where = _plain(_public(response.headers.get("location", "")))
-        raise RemoteError(f"{address} leads to {where or 'nowhere'} ({status}); give that URL", url=str(address))
-    if status >= 400:
-        words = _words_of(response)
-        told = f"{address} answered {status}{place}{f': {words}' if words else ''}"
-        told += "" if told.endswith((".", "?", "!")) else "."
-        raise RemoteError(f"{told} {_advice(status, address)}", url=str(address))
+    headers = {"User-Agent": f"gguf-embed/{__version__}", "Accept": "application/json"}
+    if api_key:
+        check_api_key(api_key)
+        headers["Authorization"] = f"Bearer {api_key}"
+    timeout = httpx.Timeout(timeout_s, connect=min(_CONNECT_TIMEOUT_S, timeout_s))
     try:
-        return response.json()
-    except ValueError as error:
-        raise _strange(address, f"no JSON: {_plain(response.text)[:80]!r}") from error
+        # A proxy is for the world outside; a server on this machine is behind none.
+        with httpx.Client(headers=headers, timeout=timeout, trust_env=not _is_here(url)) as client:
+            yield lambda method, url, body=None: _ask(client, method, url, body, timeout_s)
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
+        raise _unanswered(error, public(url), timeout_s) from error
+    except RemoteError as error:  # a server may say the key again that it refuses
+        if api_key and len(api_key) >= _N_CHARS_SECRET and api_key in str(error):
+            raise RemoteError(str(error).replace(api_key, "***"), url=public(url)) from None
+        raise
 
 
-def _advice(status: int, address: Address) -> str:
-    if status in (401, 403):
-        return "Give its key with --api-key."
-    named = f"whether it has the model {address.model}" if address.model else "the model's name, after # in the URL"
-    if status == 404 and address.dialect == "ollama" and address.model:
-        return f"If it has no such model: ollama pull {address.model}"
-    if status in (404, 405):
-        return f"Check the path, and {named}."
-    if status == 429:
-        return "Wait until it has less to do."
-    return f"Look at the server's log; check {named}." if status >= 500 else f"Check the texts, and {named}."
+def public(url: str) -> str:
+    """A URL without user, password and query, which may be a key."""
+    return re.sub(r"(?<=//)[^/#]*@", "", url.partition("?")[0])
 
 
-def _words_of(response: Any) -> str:
-    """Find what a refusal says, as each dialect puts it."""
-    try:
-        content = response.json()
-    except ValueError:
-        kind = response.headers.get("content-type", "")
-        return "" if "html" in kind else _plain(response.text)
-    if isinstance(content, dict):
-        content = next((content[key] for key in ("error", "detail", "message") if content.get(key)), content)
-    if isinstance(content, dict) and content.get("message"):
-        content = content["message"]
-    return _plain(content if isinstance(content, str) else str(content))
+def without_secrets(text: str) -> str:
+    """What was meant as a URL, without all that may be a password or a key."""
+    return re.sub(r"//.*@", "//", text, flags=re.DOTALL).partition("?")[0]
 
 
-def _plain(words: str) -> str:
+def plain(words: str) -> str:
     """A server's words on one line, without what a terminal would act on."""
     line = " ".join("".join(c if c.isprintable() else " " for c in words).split())
     return line if len(line) <= _N_CHARS_WORDS else f"{line[:_N_CHARS_WORDS]}..."
 
 
-def _strange(address: Address, what: str) -> RemoteError:
-    return RemoteError(
-        f"{address} answered {what}. Is it a server for embeddings? The URL may end in /v1/embeddings (OpenAI), "
-        "/api/embed (Ollama) or /embed (TEI).",
-        url=str(address),
-    )
-
-
-# Dialects
-
-
-def _known(ask: _Ask, address: Address) -> Address:
-    """Find out which dialect a server speaks."""
-    if address.dialect is not None:
-        return address
-    version = _content(ask, _at(address, "/api/version"))
-    # Ours speaks all three; TEI's alone needs no model's name.
-    dialect: Dialect = "openai"
-    if "version" in version and not ("gguf_embed" in version and not address.model):
-        dialect = "ollama"
-    elif "model_id" in _content(ask, _at(address, "/info")):
-        dialect = "tei"
-    return replace(address, url=_at(address, _PATHS[dialect]), dialect=dialect)
-
-
-def _named(ask: _Ask, address: Address) -> Address:
-    """Name the model where the dialect wants it and the server has but one; TEI tells which one it has."""
-    if address.dialect == "tei":
-        return _served_model(ask, address)
-    if address.model:
-        return address
-    listing, key, field = ("/models", "data", "id")
-    base = address.url.removesuffix("/embeddings")
-    if address.dialect == "ollama":
-        listing, key, field, base = "/tags", "models", "name", address.url.removesuffix("/embed")
-    content = _content(ask, _with_path(urlsplit(base), urlsplit(base).path + listing))
-    rows = content.get(key)
-    names = [_plain(str(one[field])) for one in rows or [] if isinstance(one, dict) and one.get(field)]
-    if len(names) == 1:
-        return replace(address, model=names[0])
-    if not names and address.dialect == "openai":  # several servers of one model take requests without its name
-        return address
-    known = f"it has {', '.join(names[:10])}" if names else "it does not say which it has"
-    raise RemoteError(f"{address} wants a model's name, and {known}. Add one to the URL: #NAME", url=str(address))
-
-
-def _served_model(ask: _Ask, address: Address) -> Address:
-    base = address.url.partition("?")[0].removesuffix("/embed")
-    told = _content(ask, f"{base}/info").get("model_id")
-    name = _plain(str(told)) if told else ""
-    if name and address.model and name.rpartition("/")[2].lower() != address.model.rpartition("/")[2].lower():
-        raise RemoteError(
-            f"{address} serves {name}, not {address.model}. Start it with that model, or leave out #{address.model}.",
-            url=str(address),
-        )
-    return replace(address, model=name or address.model)
-
-
-def _content(ask: _Ask, url: str) -> dict[str, Any]:
-    """What a GET gives where that is a JSON object, else nothing."""
-    response = ask("GET", url)
-    if response.status_code in (401, 403):
-        _checked(response, Address(url=url))
-    if response.status_code != 200:
-        return {}
+def _is_here(url: str) -> bool:
+    """Whether a URL is of this machine, by its whole name or address."""
+    host = urlsplit(url).hostname or ""
     try:
-        found = response.json()
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # another name
+        return False
 
 
-def _body(address: Address, texts: list[str]) -> dict[str, Any]:
-    if address.dialect == "tei":
-        return {"inputs": texts, "truncate": False}
-    if address.dialect == "ollama":
-        return {"model": address.model, "input": texts, "truncate": False}
-    named = {"model": address.model} if address.model else {}
-    return {**named, "input": texts, "encoding_format": "float"}
+def _ask(client: httpx.Client, method: str, url: str, body: Any, timeout_s: float) -> Answer:
+    def fetch() -> Answer:
+        return _fetch(client, method, url, body, timeout_s)
 
-
-def _vectors_of(answer: Any, address: Address, n: int) -> list[Any]:
-    """Take the vectors out of an answer, in the order of the texts."""
-    rows = answer
-    if address.dialect == "ollama":
-        rows = answer.get("embeddings") if isinstance(answer, dict) else None
-    elif address.dialect == "openai":
-        rows = answer.get("data") if isinstance(answer, dict) else None
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise _strange(address, "no list of vectors")
-        places = [row.get("index", i) for i, row in enumerate(rows)]
-        if sorted(places, key=str) != sorted(range(len(rows)), key=str):
-            raise _strange(address, "rows whose indexes are not those of the texts")
-        rows = [rows[places.index(i)].get("embedding") for i in range(len(rows))]
-    if not isinstance(rows, list):
-        raise _strange(address, "no list of vectors")
-    if len(rows) != n:
-        raise _strange(address, f"{len(rows)} vectors for {n} texts")
-    return rows
-
-
-def _matrix(rows: list[Any], address: Address, start: int) -> Float32Matrix:
     try:
-        matrix = np.asarray(rows)
-    except ValueError:
-        raise _strange(address, "vectors of different lengths") from None
-    if matrix.ndim != 2 or not matrix.size or matrix.dtype.kind not in "iuf":
-        raise _strange(address, f"something that is no matrix of numbers for texts {start + 1} to {start + len(rows)}")
-    with np.errstate(over="ignore"):  # what is beyond float32 becomes infinite, which is told below
-        matrix = np.ascontiguousarray(matrix, dtype=np.float32)
-    wrong = np.flatnonzero(~np.isfinite(matrix).all(axis=1))
-    if len(wrong):
-        raise RemoteError(
-            f"{address} gave NaN or infinity for text {start + wrong[0] + 1}. The server computes wrongly: try it on "
-            "the CPU, or with another file.",
-            url=str(address),
-        )
-    return matrix
+        return _within(timeout_s, fetch)
+    except _BROKEN:  # a server that was just restarted; a second time is no accident
+        return _within(timeout_s, fetch)
 
 
-# URLs
+def _within(timeout_s: float, fetch: Callable[[], Answer]) -> Answer:
+    """Return what fetch gives; httpx times each read alone, so a byte now and then would keep it for ever."""
+    results: queue.SimpleQueue[tuple[Answer | None, BaseException | None]] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            results.put((fetch(), None))
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            results.put((None, error))
+
+    threading.Thread(target=work, name="gguf-embed-remote", daemon=True).start()
+    try:
+        answer, error = results.get(timeout=timeout_s)
+    except queue.Empty:  # closing the client ends what the thread still reads
+        raise httpx.ReadTimeout("no whole answer") from None
+    if error is not None:
+        raise error
+    if answer is None:
+        raise RuntimeError("neither an answer nor an error")
+    return answer
 
 
-def _at(address: Address, route: str) -> str:
-    parts = urlsplit(address.url)
-    return _with_path(parts, parts.path + route)
+def _fetch(client: httpx.Client, method: str, url: str, body: Any, timeout_s: float) -> Answer:
+    ends, content = time.monotonic() + timeout_s, bytearray()
+    with client.stream(method, url, json=body) as response:
+        for chunk in response.iter_bytes():
+            content += chunk
+            if len(content) > _N_BYTES_ANSWER:
+                raise RemoteError(
+                    f"{public(url)} answered more than {_N_BYTES_ANSWER >> 20} MiB, which no vectors of one request "
+                    "are. Is it a server for embeddings?",
+                    url=public(url),
+                )
+            if time.monotonic() > ends:
+                raise httpx.ReadTimeout("no whole answer")
+        return Answer(status=response.status_code, headers=response.headers, content=bytes(content))
 
 
-def _with_path(parts: SplitResult, path: str) -> str:
-    return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
-
-
-def _public(url: str) -> str:
-    """A URL without user and password."""
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+def _unanswered(error: Exception, shown: str, timeout_s: float) -> RemoteError:
+    why = str(error) or type(error).__name__
+    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+        words = f"{shown} cannot be reached: {why}. Start the server, or check host and port."
+    elif isinstance(error, httpx.TimeoutException):
+        words = f"{shown} did not answer within {timeout_s:g} s. Look at its log, or give it fewer or shorter texts."
+    else:
+        words = f"{shown} broke off: {why}. Look at the server's log, then run the same command again."
+    return RemoteError(words, url=shown)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,8 +115,7 @@ def _read(path: Path, fields: Fields) -> SavedTable:
         if suffix == ".json":
             return SavedTable(vectors=_array(json.loads(path.read_bytes()), str(path)), columns={})
         if suffix == ".npy":
-            columns = _rows_beside(path, fields)
-            return SavedTable(vectors=np.load(path, allow_pickle=False), columns=columns)
+            return _read_npy(path, fields)
     except FileNotFoundError as error:
         raise InputError(f"{path} is not there; check its name") from error
     except OSError as error:
@@ -131,6 +130,23 @@ def _read(path: Path, fields: Fields) -> SavedTable:
 def _read_lines(path: Path, fields: Fields) -> SavedTable:
     rows: list[NDArray[Any]] = []
     found: list[dict[str, Any]] = []
+    for place, value in _objects(path):
+        name = next((one for one in VECTOR_NAMES if one in value), None)
+        if name is None:
+            keys = ", ".join(list(value)[:20])
+            raise InputError(f'{place}: expected an object with an "{VECTOR_NAMES[0]}"; its keys are: {keys}')
+        row = _array(value.pop(name), f'{place}, "{name}"')
+        if row.ndim != 1 or row.shape != (rows or [row])[0].shape:
+            wanted = f"{len(rows[0])} numbers, as before" if rows else "numbers"
+            raise InputError(f"{place}: a vector of shape {row.shape}; it is a list of {wanted}")
+        rows.append(row)
+        found.append(value)
+    matrix = np.stack(rows) if rows else np.zeros((0, 0), dtype=np.float32)
+    return SavedTable(vectors=matrix, columns=_columns(found, fields))
+
+
+def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield place and object of each line that is not blank."""
     with path.open(encoding="utf-8-sig") as stream:
         for number, line in enumerate(stream, 1):
             if not line.strip():
@@ -140,18 +156,9 @@ def _read_lines(path: Path, fields: Fields) -> SavedTable:
                 value = json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise InputError(f"{place}: no JSON: {error}") from error
-            name = next((one for one in VECTOR_NAMES if isinstance(value, dict) and one in value), None)
-            if name is None:
-                keys = f"; its keys are: {', '.join(list(value)[:20])}" if isinstance(value, dict) else ""
-                raise InputError(f'{place}: expected an object with an "{VECTOR_NAMES[0]}"{keys}')
-            row = _array(value.pop(name), f'{place}, "{name}"')
-            if row.ndim != 1 or row.shape != (rows or [row])[0].shape:
-                wanted = f"{len(rows[0])} numbers, as before" if rows else "numbers"
-                raise InputError(f"{place}: a vector of shape {row.shape}; it is a list of {wanted}")
-            rows.append(row)
-            found.append(value)
-    matrix = np.stack(rows) if rows else np.zeros((0, 0), dtype=np.float32)
-    return SavedTable(vectors=matrix, columns=_columns(found, fields))
+            if not isinstance(value, dict):
+                raise InputError(f"{place}: expected an object, such as {{...}}; got {line.strip()[:40]!r}")
+            yield place, value
 
 
 def _array(value: Any, place: str) -> NDArray[Any]:
@@ -173,19 +180,20 @@ def _columns(rows: Sequence[dict[str, Any]], fields: Fields) -> dict[str, list[A
     }
 
 
-def _rows_beside(path: Path, fields: Fields) -> dict[str, list[Any]]:
-    """Read the facts of the rows of one of our .npy outputs."""
+def _read_npy(path: Path, fields: Fields) -> SavedTable:
+    """Read an array, and the facts of its rows beside one of our outputs."""
+    vectors = np.load(path, allow_pickle=False)
+    if not isinstance(vectors, np.ndarray):
+        raise InputError(f"{path} is an archive (.npz) of arrays; save the vectors alone, with numpy.save")
     beside = path.with_name(f"{path.name}.rows.jsonl")
-    if not beside.is_file():
-        return {}
-    with beside.open(encoding="utf-8") as stream:
-        return _columns([json.loads(line) for line in stream if line.strip()], fields)
+    columns = _columns([value for _, value in _objects(beside)], fields) if beside.is_file() else {}
+    return SavedTable(vectors=vectors, columns=columns)
 
 
 def _load_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes()) if path.is_file() else None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}, which tells what made the vectors, cannot be read: {error}; delete it") from error
 
 
@@ -206,7 +214,7 @@ def _floats(path: Path, vectors: NDArray[Any], about: Mapping[str, Any]) -> Floa
         )
     try:
         return restore_embeddings(vectors.astype(precision), ranges=about["ranges"])
-    except ValueError as error:
+    except (TypeError, ValueError) as error:  # of the ranges: text, an object
         raise InputError(f"{path} and the ranges in its .meta.json do not belong together: {error}") from error
 
 
@@ -227,11 +235,11 @@ def _checked(path: Path, embeddings: Float32Matrix) -> Float32Matrix:
 def _check_beside(path: Path, table: SavedTable, about: Mapping[str, Any]) -> None:
     """Refuse what lies beside a file that was replaced since."""
     n = table.vectors.shape[0] if table.vectors.ndim else 0
-    counts = {"row": {len(values) for values in table.columns.values()}, "meta": {about.get("n_rows", n)}}
-    for what, suffix in (("row", ".rows.jsonl"), ("meta", ".meta.json")):
-        if counts[what] - {n}:
+    counts = [(len(values), ".rows.jsonl") for values in table.columns.values()]
+    for count, suffix in (*counts, (about.get("n_rows", n), ".meta.json")):
+        if count != n:
             raise InputError(
-                f"{path} has {n} rows and {path.name}{suffix} beside it is of {counts[what].pop()}: it belongs to "
+                f"{path} has {n} rows and {path.name}{suffix} beside it is of {count}: it belongs to "
                 "another output; delete it, or make both again"
             )
 
