@@ -137,7 +137,7 @@ class Embedder:
 
     def fingerprint_of(self, options: EncodeOptions) -> str:
         """Return the fingerprint of vectors that are made with these options."""
-        return self._model.fingerprint(options.truncate_dim or self.dim, normalize=options.normalize_embeddings)
+        return self._model.fingerprint(options.truncate_dim or self.dim, options)
 
     def fetch(self, on_progress: OnProgress | None = None) -> Path:
         """Plan and fetch now, without loading; as `load` otherwise."""
@@ -273,7 +273,7 @@ class Embedder:
         truncated: list[int] = []
         if texts:
             session, opened = self._model.open()
-            self._model.check_fingerprint(how.dim, normalize=options.normalize_embeddings)
+            self._model.check_fingerprint(how.dim, options)
             n_tokens, truncated = session.embed_texts(
                 texts,
                 embeddings,
@@ -336,7 +336,7 @@ class Embedder:
             self._model, options, truncate_dim=self._truncate_dim, chunking=chunking or Chunking(), cache=rows,
             on_batch=on_batch,
         )  # fmt: skip
-        self._model.check_fingerprint(stream.dim, normalize=options.normalize_embeddings)
+        self._model.check_fingerprint(stream.dim, options)
         return closing(rows, stream.blocks(texts)) if rows is not None and cache is True else stream.blocks(texts)
 
     def encode_multi_dim(

@@ -25,7 +25,7 @@ TOKEN_RULE = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """All that moves a vector but the text and the prompt that was chosen for it.
+    """All that moves a vector but the text, and which of the model's own prompts went before it.
 
     How it is written is no part: float32, int8 and binary outputs share a fingerprint, and say their precision beside.
 
@@ -36,6 +36,7 @@ class Recipe:
         token_rule: of this program: what is done to a text before llama.cpp's tokenizer sees it.
         kv_type: of the KV cache, "f16" or "q8_0".
         prompts: what goes before queries and documents.
+        prompt: what went before the texts instead of these, None for nothing of the kind.
         dim: components of the vectors.
         layer_norm_first: rows are layer-normed before they are cut.
         normalize: rows have unit length.
@@ -47,12 +48,13 @@ class Recipe:
     token_rule: int = TOKEN_RULE
     kv_type: str = "f16"
     prompts: PromptSet
+    prompt: str | None = None
     dim: int
     layer_norm_first: bool = False
     normalize: bool = True
 
     def cut(self, dim: int, *, normalize: bool, spec: ModelSpec | None) -> Recipe:
-        """Return the recipe of vectors that are cut to `dim` components, of unit length or not."""
+        """Return the recipe of vectors of `dim` components, of unit length or not."""
         is_cut = spec is not None and dim < spec.n_embd
         return dataclasses.replace(
             self, dim=dim, normalize=normalize, layer_norm_first=is_cut and _has_layer_norm(spec)
@@ -70,6 +72,7 @@ def recipe_of(
     spec: ModelSpec | None,
     dim: int | None = None,
     normalize: bool = True,
+    prompt: str | None = None,
     kv_type: str = "f16",
     pooling_type: str | None = None,
     add_eos: bool | None = None,
@@ -81,6 +84,7 @@ def recipe_of(
         spec: what the registry knows of the model, None where it does not.
         dim: components of the vectors, None for all.
         normalize: whether rows have unit length.
+        prompt: of the caller's own; one of the model's does not count.
         kv_type: of the KV cache.
         pooling_type: in place of the registry's and the header's.
         add_eos: in place of the registry's and the header's.
@@ -92,12 +96,14 @@ def recipe_of(
     of_spec = (spec.pooling_type, spec.add_eos) if spec is not None else (None, None)
     eos = next((one for one in (add_eos, of_spec[1]) if one is not None), facts.add_eos)
     dim = facts.n_embd if dim is None else dim
+    prompts = spec.prompts if spec is not None else PromptSet()
     return Recipe(
         sha256=sha256_of(path),
         pooling_type=pooling_type or of_spec[0] or facts.pooling_type or "",
         add_eos=eos,
         kv_type=kv_type,
-        prompts=spec.prompts if spec is not None else PromptSet(),
+        prompts=prompts,
+        prompt=prompts.foreign(prompt),
         dim=dim,
         layer_norm_first=dim < facts.n_embd and _has_layer_norm(spec),
         normalize=normalize,

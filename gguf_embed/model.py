@@ -71,7 +71,7 @@ class LazyModel:
         self._limits, self._prefer, self._overrides = limits.over(self.config), prefer, overrides
         self._in_process = in_process
         self._expects = None if expects is None else checked_fingerprint(expects)
-        self._checked: set[tuple[int, bool]] = set()  # lengths, and whether normalized, that were expected
+        self._checked: list[tuple[int, EncodeOptions]] = []  # lengths and ways that were expected
         reference = self._catalog.parse(self.text)
         self.spec: ModelSpec | None = reference.spec
         self.path = reference.path
@@ -150,12 +150,13 @@ class LazyModel:
                 self._check_unchanged(self._opened.path)
             return self._session, self._opened
 
-    def fingerprint(self, dim: int, *, normalize: bool = True) -> str:
+    def fingerprint(self, dim: int, options: EncodeOptions | None = None) -> str:
         """Tell vectors of `dim` components apart that do not compare; fetches the file, and does not load it."""
-        path = self.fetch()
-        return recipe(self.selection(), path, dim=dim, normalize=normalize).fingerprint
+        path, how = self.fetch(), options or EncodeOptions()
+        made = recipe(self.selection(), path, dim=dim, normalize=how.normalize_embeddings, prompt=how.prompt)
+        return made.fingerprint
 
-    def check_fingerprint(self, dim: int, *, normalize: bool) -> None:
+    def check_fingerprint(self, dim: int, options: EncodeOptions) -> None:
         """Refuse to give vectors that are not the expected ones; fetches the file where some are expected.
 
         Raises:
@@ -163,8 +164,9 @@ class LazyModel:
         """
         if self._expects is None:
             return
-        self._checked.add((dim, normalize))
-        actual = self.fingerprint(dim, normalize=normalize)
+        if (dim, options) not in self._checked:
+            self._checked.append((dim, options))
+        actual = self.fingerprint(dim, options)
         if actual != self._expects:
             raise FingerprintError(
                 f"{self.text} gives vectors with fingerprint {actual}, and {self._expects} is expected: the two do not "
@@ -197,8 +199,8 @@ class LazyModel:
         session, opened = self.open()
         if self._is_as_fetched:
             return session
-        for dim, normalize in tuple(self._checked):  # what was loaded may be less than what was planned
-            self.check_fingerprint(dim, normalize=normalize)
+        for dim, options in self._checked:  # what was loaded may be less than what was planned
+            self.check_fingerprint(dim, options)
         self._check_unchanged(opened.path)
         now = row_identity(opened.selection, opened.path, overrides=self._overrides)
         if self._identity not in (None, now):

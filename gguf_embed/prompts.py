@@ -45,6 +45,11 @@ class PromptSet:
         """Every prompt_name, query and document first."""
         return (_QUERY, _DOCUMENT, *(name for name, _ in self.others))
 
+    def foreign(self, prompt: str | None) -> str | None:
+        """Return a prefix of the caller's own that is none of the model's; None for the model's own, and for none."""
+        own = ("", self.query, self.document, *(prefix for _, prefix in self.others))
+        return None if prompt is None or prompt in own else prompt
+
 
 def resolve_prompt(prompts: PromptSet, *, prompt_name: str | None, prompt: str | None, task: str | None) -> str:
     """Decide the prefix to put before each text.

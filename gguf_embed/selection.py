@@ -217,9 +217,11 @@ def check_on_disk(selection: Selection, path: Path, *, overrides: Overrides) -> 
     add_eos = _eos_override(facts, spec, overrides)
     whose = "as told" if spec is None else f"as the registry has it for {spec.model_id}"
     if facts.pooling_type != pooling:
-        logger.warning("%s: pooling is %s in the file; using %s, %s", path.name, facts.pooling_type, pooling, whose)
+        by = "as told" if overrides.pooling_type is not None else whose
+        logger.warning("%s: pooling is %s in the file; using %s, %s", path.name, facts.pooling_type, pooling, by)
     if add_eos is not None:
-        logger.warning("%s: add_eos_token is %s in the file; using %s, %s", path.name, facts.add_eos, add_eos, whose)
+        by = "as told" if overrides.add_eos is not None else whose
+        logger.warning("%s: add_eos_token is %s in the file; using %s, %s", path.name, facts.add_eos, add_eos, by)
     known = dataclasses.replace(facts, pooling_type=pooling, n_ctx_train=selection.plan.facts.n_ctx_train)
     return dataclasses.replace(selection, plan=dataclasses.replace(selection.plan, facts=known), add_eos=add_eos)
 
@@ -239,14 +241,15 @@ def session_settings(selection: Selection, path: Path) -> SessionSettings:
     )
 
 
-def recipe(selection: Selection, path: Path, *, dim: int, normalize: bool = True) -> Recipe:
-    """Say what moves vectors of `dim` components, of unit length or not, that a file gives as it is used here."""
+def recipe(selection: Selection, path: Path, *, dim: int, normalize: bool = True, prompt: str | None = None) -> Recipe:
+    """Say what moves vectors of `dim` components that a file gives as it is used here; as `recipe_of` otherwise."""
     spec = selection.resolved.spec
     return recipe_of(
         path,
         spec=spec,
         dim=dim,
         normalize=normalize,
+        prompt=prompt,
         kv_type=selection.plan.layout.kv_type,
         pooling_type=selection.pooling_type,
         add_eos=selection.add_eos,

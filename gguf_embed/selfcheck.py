@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shlex
 import time
 from dataclasses import dataclass
 from datetime import date
@@ -110,12 +111,12 @@ def first_look(session: Session, *, quant: str, state_dir: Path, key: str) -> Lo
     for wrong in ("tokens", "finite", "distinct"):
         if wrong in faults:
             raise ModelLoadError(
-                f"{name} gives no usable vectors here: {faults[wrong].words}. Look closer: gguf-embed verify; "
-                "fetch the file again, or take another quantization or --device cpu",
+                f"{name} gives no usable vectors here: {faults[wrong].words.rstrip('.')}. Delete it, and fetch or make "
+                f"it again, or take another quantization or --device cpu. Look closer: {_verify(session)}",
                 path=session.settings.path,
             )
     told = [check for check in checks if check.state == "mended" or (check.name, check.state) == ("batches", "fault")]
-    warnings = tuple(f"{name}: {check.words}. Look closer: gguf-embed verify" for check in told)
+    warnings = tuple(f"{name}: {check.words}. Look closer: {_verify(session)}" for check in told)
     look = Look(is_flash_attn_right=FLASH_ATTN not in faults, warnings=warnings)
     is_whole = session.layout.kv_type != "f16" or all(
         check.state != "skipped" for check in checks if check.name == FLASH_ATTN
@@ -137,6 +138,11 @@ def _checks(session: Session, quant: str) -> list[Check]:
         check_batches(session, sample, bound=bound),
         check_flash_attn(session, sample, bound=bound),
     ]
+
+
+def _verify(session: Session) -> str:
+    """The command that looks closer."""
+    return f"gguf-embed verify {shlex.quote(str(session.settings.path))}"
 
 
 def _remember(state_dir: Path, key: str, look: Look, name: str) -> None:

@@ -174,10 +174,10 @@ class FakeModel:
             self._session = _Session(self)
         return self._session
 
-    def fingerprint(self, dim, *, normalize=True):
-        return f"{self.name} {dim} {normalize}"
+    def fingerprint(self, dim, options=None):
+        return f"{self.name} {dim} {options}"
 
-    def check_fingerprint(self, dim, *, normalize):
+    def check_fingerprint(self, dim, options):
         pass
 
     def row_identity(self):

@@ -5,6 +5,7 @@ It must not know how anything is checked.
 
 from __future__ import annotations
 
+import contextlib
 import textwrap
 from collections import Counter
 from typing import Any
@@ -40,7 +41,8 @@ def verify_command(model: str | None, as_json: bool, **options: Any) -> None:
       gguf-embed verify qwen3-embedding-4b
       gguf-embed verify ./file.gguf --pooling last
     """  # noqa: D301 - click reads the backspace itself
-    from gguf_embed.fingerprints import checked_fingerprint  # noqa: PLC0415 - keeps --help quick
+    from gguf_embed.errors import ModelLoadError  # noqa: PLC0415 - keeps --help quick
+    from gguf_embed.fingerprints import checked_fingerprint  # noqa: PLC0415
     from gguf_embed.model import LazyModel  # noqa: PLC0415
     from gguf_embed.quality.verification import Verification  # noqa: PLC0415
     from gguf_embed.selection import Overrides  # noqa: PLC0415
@@ -51,7 +53,7 @@ def verify_command(model: str | None, as_json: bool, **options: Any) -> None:
         expects = checked_fingerprint(expects) if expects is not None else None
         subject = LazyModel(model, limits=limits, prefer=prefer, overrides=overrides, in_process=True)
     try:
-        with usage_errors():
+        with usage_errors(), contextlib.suppress(ModelLoadError):  # what is wrong with the file, the checks say
             _ = subject.path or subject.selection()  # refuses limits that this model cannot have
         _fetch(subject)
         verification = Verification(subject, overrides=overrides, expects=expects, n_threads=limits.n_threads or 2)
@@ -108,7 +110,7 @@ def _verdict(checks: list[Any]) -> str:
     if faults := [check.name for check in checks if check.state == "fault"]:
         return f"{'1 fault' if len(faults) == 1 else f'{len(faults)} faults'}: {', '.join(faults)}"
     rest = [f"{counts[state]} {state}" for state in ("mended", "note", "unmeasured", "skipped") if counts[state]]
-    return f"{counts['ok']} checks are fine{', ' + ', '.join(rest) if rest else ''}; nothing is wrong"
+    return f"{counts['ok']} checks are fine{', ' + ', '.join(rest) if rest else ''}; no fault was found"
 
 
 def _facts(subject: Any, verification: Any, checks: list[Any]) -> dict[str, Any]:

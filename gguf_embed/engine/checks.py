@@ -26,14 +26,15 @@ Float32Matrix = NDArray[np.float32]
 STATES = ("ok", "mended", "note", "unmeasured", "skipped", "fault")
 # The least cosine of one text with itself in another batch, or without flash attention. Quantized kernels round the
 # activations too, so that a last bit becomes a step of theirs; a text that sees its neighbours is far below.
-# Source: 20 texts, all-MiniLM-L6-v2 and a synthetic Qwen3: F16 and F32 0.999999, Q8_0 0.99935, Q4_K_M 0.9985, Q4_K_S
-# 0.9981, Q3_K_M 0.9987 at the least, 2 cores with AVX-512, 2026-11-22; 0.9976 was seen elsewhere (research/models.md
+# Source: 20 texts, all-MiniLM-L6-v2 and a synthetic Qwen3: F16 and F32 0.999999, Q8_0 0.99935, Q4_K_M 0.9986, Q4_K_S
+# 0.9984, Q3_K_M 0.9988 at the least, 2 cores with AVX-512, 2026-11-22; 0.9976 was seen elsewhere (research/models.md
 # 1.8); texts over parts of a batch 0.976 and less. Devices add in float16, and were not measured here.
 _UNQUANTIZED_COSINE, _ON_DEVICE_COSINE, _QUANTIZED_COSINE = 0.9999, 0.999, 0.995
 # Rows of texts with nothing in common, where pooling or weights are lost. Source: 1.000000 with tests/broken.py's
 # zeroed output_norm, 0.89 at the most in sound models with random weights, 0.51 in all-MiniLM-L6-v2, 2026-11-22.
 _SAME_COSINE = 0.99999
 FLASH_ATTN = "flash attention"
+_N_QUOTED = 33
 _CONTROL = "text <|im_start|> [SEP] </s> <|endoftext|>"
 
 
@@ -72,7 +73,7 @@ def check_tokens(session: Session, texts: Sequence[str]) -> Check:
     for ids, text in zip([*known, long], [*texts, _CONTROL, "a text that was cut"], strict=True):
         wrong = _wrong_end(ids, closing)
         if wrong:
-            return Check(name=name, state="fault", words=f"{text[:30]!r}: {wrong}")
+            return Check(name=name, state="fault", words=f"{_quoted(text)}: {wrong}")
     if session.settings.pooling_type == "cls" and (wrong := _wrong_begin(session, known)):
         return Check(name=name, state="fault", words=wrong)
     control = {token for token, (_, is_control) in session.pieces(set(known[-1][1:-1].tolist())).items() if is_control}
@@ -162,7 +163,8 @@ def check_finite(session: Session, texts: Sequence[str]) -> tuple[Check, Sample 
         try:
             rows.append(session.embed([ids]))
         except BackendError as error:
-            return Check(name="finite", state="fault", words=f"{text[:30]!r}: {error}"), None
+            words = str(error).partition(" What is wrong: ")[0]  # that is what is being found out
+            return Check(name="finite", state="fault", words=f"{_quoted(text)}: {words}"), None
         is_rescued.append(session.n_rescued > n_before)
     sample = Sample(
         texts=tuple(texts), tokens=tokens, rows=l2_normalize(np.concatenate(rows)), is_rescued=np.array(is_rescued)
@@ -183,8 +185,8 @@ def check_distinct(sample: Sample) -> Check:
     if figure < _SAME_COSINE:
         words = f"different texts have different vectors: cosine {figure:.4f} at the most"
         return Check(name="distinct", state="ok", words=words, figure=figure, bound=_SAME_COSINE)
-    one, other = sample.texts[first][:24], sample.texts[second][:24]
-    words = f"{one!r} and {other!r} have the same vector: weights or pooling are wrong"
+    one, other = _quoted(sample.texts[first]), _quoted(sample.texts[second])
+    words = f"{one} and {other} have the same vector: weights or pooling are wrong"
     return Check(name="distinct", state="fault", words=words, figure=figure, bound=_SAME_COSINE)
 
 
@@ -245,11 +247,16 @@ def check_flash_attn(session: Session, sample: Sample, *, bound: float) -> Check
     lost = sample.where(sample.is_rescued)
     try:
         if lost.texts and _is_finite(without(lost.tokens)) and not _is_finite(session.embed_otherwise(lost.tokens)):
-            words = f"{fault}; {len(lost.texts)} texts are finite without it alone, such as {lost.texts[0][:24]!r}"
+            words = f"{fault}; {len(lost.texts)} texts are finite without it alone, such as {_quoted(lost.texts[0])}"
             return Check(name=name, state="fault", words=words, figure=len(lost.texts), bound=0)
     except BackendError as error:
         return Check(name=name, state="skipped", words=str(error))
     return check_agreement(name, sample, without, bound=bound, words="with and without", fault=fault)
+
+
+def _quoted(text: str) -> str:
+    """A text for a message, shortened where it is long."""
+    return repr(text if len(text) <= _N_QUOTED else f"{text[: _N_QUOTED - 3]}...")
 
 
 def _is_finite(rows: Float32Matrix) -> bool:
@@ -262,5 +269,5 @@ def _held(name: str, cosines: NDArray[np.float32], sample: Sample, bound: float,
     if figure >= bound:
         fine = f"{words}: cosine {figure:.6f} at the least"
         return Check(name=name, state="ok", words=fine, figure=figure, bound=bound)
-    said = f"{fault}: {sample.texts[worst][:24]!r} has cosine {figure:.6f}, and {bound} is the least that will do"
+    said = f"{fault}: {_quoted(sample.texts[worst])} has cosine {figure:.6f}, and {bound} is the least that will do"
     return Check(name=name, state="fault", words=said, figure=figure, bound=bound)

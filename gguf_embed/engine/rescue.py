@@ -6,6 +6,7 @@ It must not know packing, tokenizers or what the other texts are.
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -28,6 +29,7 @@ Float32Matrix = NDArray[np.float32]
 # Enough for llama.cpp's matrix kernels, and little memory beside a model that fills what there is.
 _N_UBATCH_PLAIN = 64
 _N_CTX_STEP = 256
+_LOOK_CLOSER = "What is wrong: gguf-embed verify"
 
 
 def decode_or_nan(decoder: Decoder, texts: Sequence[Tokens], *, n_embd: int, n_prefix: int) -> Float32Matrix:
@@ -116,7 +118,7 @@ class Rescue:
         if row is not None:
             logger.warning("text %d has a non-finite embedding alone too; taken from the CPU, in float32", index)
             return row
-        raise _failure(self._settings.path.name, index, failure, plain_failure)
+        raise _failure(self._settings.path, index, failure, plain_failure)
 
     def _plain_decoder(self, n_tokens: int) -> Decoder:
         """Open the plain way for a text of so many tokens; the model stays, its context is as large as the text."""
@@ -191,17 +193,18 @@ def _try(decoder: Decoder, ids: Tokens) -> tuple[Float32Matrix | None, BackendEr
     return None, None
 
 
-def _failure(name: str, index: int, failure: BackendError | None, plain: BackendError | None) -> BackendError:
+def _failure(path: Path, index: int, failure: BackendError | None, plain: BackendError | None) -> BackendError:
     """Name a text, and what was tried."""
     on_cpu = "and on the CPU in float32 too" if plain is None else f"and the CPU in float32 failed: {plain}"
     if failure is None:
         return NonFiniteEmbeddingError(
-            f"text {index} has no finite embedding in {name}, alone {on_cpu}; another quantization may embed it. "
-            "What is wrong: gguf-embed verify",
+            f"text {index} has no finite embedding in {path.name}, alone {on_cpu}; another quantization may embed it. "
+            f"{_LOOK_CLOSER} {shlex.quote(str(path))}",
             index=index,
         )
     return DecodeError(
-        f"text {index} cannot be decoded by {name}: {failure}, alone {on_cpu}. What is wrong: gguf-embed verify",
+        f"text {index} cannot be decoded by {path.name}: {failure}, alone {on_cpu}. "
+        f"{_LOOK_CLOSER} {shlex.quote(str(path))}",
         return_code=getattr(failure, "return_code", -1),
         index=index,
     )

@@ -121,7 +121,8 @@ def _load_facts(path: Path, _mtime_ns: int, _size_bytes: int) -> ModelFacts:
     facts = facts_of_header(ggml.load_header(path), path)
     if token := ggml.find_duplicate_token(path):
         raise InvalidGGUFError(
-            f"{path.name} is damaged or was written wrongly: its vocabulary has {token!r} twice. Fetch it again.",
+            f"{path.name} is damaged or was written wrongly: its vocabulary has {token!r} twice. Delete it, and fetch "
+            "or make it again.",
             path=path,
         )
     return facts

@@ -91,4 +91,6 @@ def _check_vocabulary(header: GGUFHeader, path: Path) -> None:
 
 
 def _damaged(path: Path, what: str) -> InvalidGGUFError:
-    return InvalidGGUFError(f"{path.name} is damaged or was written wrongly: {what}. Fetch it again.", path=path)
+    return InvalidGGUFError(
+        f"{path.name} is damaged or was written wrongly: {what}. Delete it, and fetch or make it again.", path=path
+    )

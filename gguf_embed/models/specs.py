@@ -113,6 +113,7 @@ class WheelSource:
         weights_sha256: 64 hex digits of model.safetensors.
         quant: what the weights become as GGUF.
         size_bytes: of that GGUF, None where it is not known.
+        gguf_sha256: 64 hex digits of that GGUF, as one version of the writer makes it; None where it is not known.
     """
 
     package: str
@@ -122,9 +123,11 @@ class WheelSource:
     weights_sha256: str
     quant: str
     size_bytes: int | None = None
+    gguf_sha256: str | None = None
 
     def __post_init__(self) -> None:
         _check_hex("wheel_sha256", self.wheel_sha256, 64)
+        _check_hex("gguf_sha256", self.gguf_sha256, 64)
         _check_hex("weights_sha256", self.weights_sha256, 64)
         _check_quants("quant", (self.quant,))
         _check_positive(self, "size_bytes")

@@ -264,12 +264,13 @@ def load_header(path: Path) -> GGUFHeader:
     handle = base.gguf_init_from_file(os.fsencode(path), InitParams(no_alloc=True, ctx=None)) if is_gguf else None
     if not handle:
         why = "its header is damaged or cut short" if is_gguf else "it does not start with the GGUF magic"
-        raise InvalidGGUFError(f"{path} is not a usable GGUF: {why}. Fetch it again.", path=path)
+        raise InvalidGGUFError(f"{path} is not a usable GGUF: {why}. Delete it, and fetch or make it again.", path=path)
     header = _read(handle)
     size_bytes = path.stat().st_size
     if size_bytes < header.file_bytes:
         raise InvalidGGUFError(
-            f"{path} is cut short: {size_bytes:,} bytes, its header promises {header.file_bytes:,}. Fetch it again.",
+            f"{path} is cut short: {size_bytes:,} bytes, its header promises {header.file_bytes:,}. Delete it, and "
+            "fetch or make it again.",
             path=path,
         )
     return header

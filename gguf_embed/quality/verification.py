@@ -125,11 +125,14 @@ class Verification:
             raise
 
     def _given(self, path: Path) -> GivenFile:
-        blob = path.resolve().name
+        blob, spec = path.resolve().name, self._model.spec
+        wheel = spec.wheel if spec is not None else None
+        is_made = wheel is not None and wheel.wheel_sha256[:12] in path.name  # models.wheel.wheel_model_path
         return GivenFile(
             path=path,
-            spec=self._model.spec,
+            spec=spec,
             sha256=blob if _BLOB.fullmatch(blob) else None,
+            made_sha256=wheel.gguf_sha256 if wheel is not None and is_made else None,
             pooling_type=self._overrides.pooling_type,
             add_eos=self._overrides.add_eos,
             n_threads=self._n_threads,

@@ -231,7 +231,9 @@ def test_only_the_expected_vectors_are_given(registered):
     with Embedder(registered, expect_fingerprint=before) as same:
         assert np.array_equal(same.encode("the"), row)
         assert len(list(same.encode_stream(["the", "capital"]))) == 2
-        for options in ({"truncate_dim": 64}, {"normalize_embeddings": False}):
+        for prompt in ({"prompt": ""}, {"prompt_name": "query"}, {"prompt": "Instruct: the task\nQuery:"}):
+            assert same.encode("the", **prompt).shape == (256,)  # the model's own prompts compare with each other
+        for options in ({"truncate_dim": 64}, {"normalize_embeddings": False}, {"prompt": "of my own: "}):
             with pytest.raises(FingerprintError, match="do not compare") as caught:
                 same.encode("the", **options)
             assert (caught.value.expected, caught.value.actual != before) == (before, True)

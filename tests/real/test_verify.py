@@ -37,7 +37,7 @@ def test_the_starter_model_is_right(starter_cache, verify):
     """Every check passes; the known scores are those of sentence-transformers."""
     code, checks, facts = verify("all-minilm-l6-v2")
     assert (code, facts["is_right"]) == (0, True)
-    assert {check["state"] for check in checks.values()} == {"ok", "skipped"}
+    assert {check["state"] for check in checks.values()} == {"ok"}
     assert checks["known scores"]["figure"] <= 0.0005
     assert checks["batches"]["figure"] >= 0.9999
     assert facts["fingerprint"] == Embedder("all-minilm-l6-v2").fingerprint
@@ -110,6 +110,34 @@ def test_a_changed_file_is_not_the_published_one(qwen3, tmp_path, verify):
     assert "fetch it again" in checks["checksum"]["words"]
 
 
+def test_a_changed_starter_file_is_noticed(starter, tmp_path, monkeypatch, verify):
+    """It has no published sum, but the one that it has when it is made."""
+    folder = tmp_path / "cache" / "models"
+    folder.mkdir(parents=True)
+    data = bytearray(starter.read_bytes())
+    data[-1000:] = data[-2000:-1000]
+    (folder / starter.name).write_bytes(data)
+    _, checks, _ = verify("all-minilm-l6-v2")
+    assert checks["checksum"]["state"] == "note"
+    assert "or changed" in checks["checksum"]["words"]
+
+
+def test_a_cut_file_of_a_name_is_a_fault_too(starter, tmp_path, verify):
+    """A table and exit code 9, as for a path."""
+    folder = tmp_path / "cache" / "models"
+    folder.mkdir(parents=True)
+    (folder / starter.name).write_bytes(starter.read_bytes()[:30_000_000])
+    code, checks, _ = verify("all-minilm-l6-v2")
+    assert (code, checks["file"]["state"]) == (9, "fault")
+
+
+def test_the_caller_s_word_against_the_registry_s_proves_nothing(starter_cache, verify):
+    """A note, and the known scores show it."""
+    code, checks, _ = verify("all-minilm-l6-v2", "--pooling", "cls")
+    assert (code, checks["pooling"]["state"], checks["known scores"]["state"]) == (9, "note", "fault")
+    assert "the registry says mean" in checks["pooling"]["words"]
+
+
 def test_other_vectors_than_expected(qwen3, verify):
     """--expect-fingerprint."""
     with Embedder(qwen3) as model:
@@ -144,7 +172,7 @@ def test_for_people(starter_cache, capfd):
     """A line a check, folded at 80 columns, and the verdict last."""
     assert run(["verify", "all-minilm-l6-v2", "-q"]) == 0
     told = capfd.readouterr().out.splitlines()
-    assert told[-1] == "16 checks are fine, 1 skipped; nothing is wrong"
+    assert told[-1] == "17 checks are fine; no fault was found"
     assert max(map(len, told[1:])) <= 80
     assert any(line.startswith("known scores    ok") for line in told)
 
@@ -212,7 +240,19 @@ def test_a_hole_is_seen(qwen3, qwen3_quantized, tmp_path, quant, verify):
         file.write(bytes(size // 2))
     state = next(one for one in scan_tensors(path, n_threads=1) if one.name == "blk.0.ffn_up.weight")
     assert (state.n_zero_rows, state.n_rows, state.is_zero) == (256, 512, False)
-    assert verify(path)[1]["weights"]["state"] == "note"
+    assert verify(path)[1]["weights"]["state"] == "fault"
+
+
+def test_a_hole_in_a_table_is_seen(starter, tmp_path, verify):
+    """Tokens that nobody uses may be zeros; a third of all may not."""
+    path = shutil.copy(starter, tmp_path / "hole.gguf")
+    start, size = broken.offset_of(path, "token_embd.weight")
+    with path.open("r+b") as file:
+        file.seek(start + size // 2)
+        file.write(bytes(size // 3))
+    code, checks, _ = verify(path)
+    assert (code, checks["weights"]["state"]) == (9, "fault")
+    assert "token_embd.weight are zeros" in checks["weights"]["words"]
 
 
 def test_odd_tensors(tmp_path):
