@@ -50,9 +50,7 @@ def offer(model_id: str, available: Mapping[str, int | None], quant: str) -> str
         return None
     size_bytes = available[source]
     download = f", {format_size(size_bytes)} to download" if size_bytes else ""
-    return (
-        f"'gguf-embed quantize {model_id} --to {quant}' makes it from {source}{download}"
-    )
+    return f"'gguf-embed quantize {model_id} --to {quant}' makes it from {source}{download}"
 
 
 def sizes_by_quant(spec: ModelSpec) -> dict[str, int | None]:
