@@ -13,6 +13,7 @@ from fake_embeddings import FakeServer, tei
 
 from gguf_embed.cli.app import run
 from gguf_embed.encoding import EmbedReport
+from gguf_embed.errors import OfflineError
 from gguf_embed.fit.planner import Limits
 from gguf_embed.prompts import PromptSet
 from gguf_embed.vectors import l2_normalize
@@ -27,19 +28,22 @@ class FakeEmbedder:
     fingerprint = "f" * 32
 
     def __init__(self, model, *, limits, prefer, truncate_dim, pooling_type, add_eos):
-        self.model_id, self.limits, self.texts = model, limits, ()
+        self.model_id, self.limits, self.texts, self.truncate = model, limits, (), None
         self.given = (prefer, truncate_dim, pooling_type, add_eos)
         self.made.append(self)
+
+    def fetch(self, on_progress=None):
+        pass
 
     def load(self, on_progress=None):
         pass
 
     def report(self, texts, options, *, on_batch):
-        self.texts = texts
+        self.texts, self.truncate = texts, options.truncate
         on_batch(len(texts), 1)
         rows = l2_normalize(np.array([[len(text), 1] for text in texts], dtype=np.float32))
         rows = rows[:, ::-1] if self.model_id == "turned" else rows
-        return EmbedReport(embeddings=rows, n_tokens=(), truncated=())
+        return EmbedReport(embeddings=rows, n_tokens=(), truncated=(3,) if options.truncate == "end" else ())
 
     def __enter__(self):
         return self
@@ -99,7 +103,9 @@ def test_a_difference_is_no_failure_unless_asked(shell, texts):
     """--at-least makes it one, with a code of its own, after everything was printed."""
     code, out, _ = shell("m", "other.npy", "-i", "t.txt", "-q")
     assert (code, out.startswith("Different vectors: an index made with A has to be made again")) == (0, True)
-    assert shell("m", "other.npy", "-i", "t.txt", "-q", "--at-least", "0.99")[:2] == (9, out)
+    code, again, err = shell("m", "other.npy", "-i", "t.txt", "-q", "--at-least", "0.99")
+    mean = json.loads(shell("m", "other.npy", "-i", "t.txt", "-q", "--json")[1])["mean"]
+    assert (code, again, err) == (9, out, f"mean cosine {mean:.5f} is below --at-least 0.99\n")
     assert shell("m", "same.npy", "-i", "t.txt", "-q", "--at-least", "0.99")[0] == 0
 
 
@@ -142,8 +148,8 @@ def test_plan_options_go_to_models(shell, texts, embedder):
     """Each model side is opened with them, and with the length to compare."""
     shell("m", "turned", "-i", "t.txt", "-q", "--device", "cpu", "--n-ctx", "64", "--prefer", "small", "-d", "2",
           "--pooling", "mean", "--add-eos")  # fmt: skip
-    assert [one.model_id for one in embedder.made] == ["m", "turned"]
-    for one in embedder.made:
+    assert [one.model_id for one in embedder.made] == ["turned", "m", "turned"]  # tried first
+    for one in embedder.made[1:]:
         assert one.limits == Limits(device="cpu", n_ctx=64).over(SimpleNamespace(**vars_of_config()))
         assert one.given == ("small", 2, "mean", True)
 
@@ -153,6 +159,27 @@ def vars_of_config():
 
     config = load_config()
     return {name: getattr(config, name) for name in config.__dataclass_fields__}
+
+
+def test_long_texts_can_be_cut(shell, texts, embedder):
+    """As the error of one advises; how many were is said beside the side."""
+    code, out, _ = shell("m", "turned", "-i", "t.txt", "-q", "--truncate", "end")
+    assert (code, [one.truncate for one in embedder.made]) == (0, [None, "end", "end"])
+    assert "unit length, 1 cut to its longest" in " ".join(out.split())
+    assert "cut to" not in shell("m", "turned", "-i", "t.txt", "-q")[1]
+
+
+@pytest.mark.parametrize("second", ["http://127.0.0.1:9/embed", "unknown"])
+def test_a_mistake_in_b_is_found_before_a_is_embedded(shell, texts, embedder, second, monkeypatch):
+    """Embedding may take hours."""
+
+    def fetch(self, on_progress=None):
+        if self.model_id == "unknown":
+            raise OfflineError("not here")
+
+    monkeypatch.setattr(embedder, "fetch", fetch)
+    assert shell("m", second, "-i", "t.txt")[:2] == (4, "")
+    assert [one.texts for one in embedder.made if one.model_id == "m"] == []
 
 
 def test_a_server_is_a_side(shell, texts):
@@ -166,7 +193,8 @@ def test_a_server_is_a_side(shell, texts):
     assert f"B  {server.url}/embed: tei o/m, 2 components, lengths" in out
     assert "prompt 'p:" in out
     assert f"{server.url}: 40/40 texts" in err
-    assert server.posted()[0][1]["inputs"][0] == "p: word é"
+    assert [body["inputs"][0] for _, body in server.posted()][:2] == ["p: word é"] * 2  # tried, then asked
+    assert len(server.posted()[0][1]["inputs"]) == 1
 
 
 def test_two_saved_files_need_no_texts(shell, texts):
@@ -185,6 +213,11 @@ def test_two_saved_files_need_no_texts(shell, texts):
         (("same.npy", "other.npy", "-d", "0"), 2, "--dim"),
         (("same.npy", "other.npy", "-d", "9"), 7, "-d 9 is more than the 2 components"),
         (("same.npy", "none.npy"), 7, "none.npy is not there"),
+        (
+            ("m", "localhost:12001", "-i", "t.txt"),
+            2,
+            "a server's URL begins with http://, as in http://localhost:12001",
+        ),
         (("m", "http://", "-i", "t.txt"), 2, "http:// is no URL of a server"),
         (("m", "http://127.0.0.1:9/embed", "-i", "t.txt"), 4, "cannot be reached"),
         (("m", "same.npy", "-i", "bad.jsonl"), 7, "bad.jsonl, line 1: no JSON"),

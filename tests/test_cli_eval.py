@@ -150,6 +150,21 @@ def test_reports(shell, embedder, shelf, texts, tmp_path, name, start):
     assert done.code == 0
     assert (tmp_path / name).read_bytes().decode("latin-1").startswith(start)
     assert "top 10" in done.out
+    assert done.err.endswith(f"report in {tmp_path / name}\n")
+    assert shell("eval", MINILM, "--texts", texts, "-o", tmp_path / name, "-q").err == ""
+
+
+def test_a_small_experiment_is_not_kept(shell, embedder, shelf, texts, tmp_path):
+    """Said on stderr with what to type; as many on other texts take the place of what was kept."""
+    (tmp_path / "other.txt").write_text("".join(f"other {n}\n" for n in range(20)), encoding="utf-8")
+    assert shell("eval", MINILM, "--texts", texts).code == 0
+    done = shell("eval", MINILM, "--texts", tmp_path / "other.txt", "--quants", "F16,Q8_0")
+    assert "run eval on these data with --quants F16,Q8_0,Q4_K_M" in " ".join(done.err.split())
+    assert "kept for --prefer measured in" not in done.err
+    assert len(load_measured(load_config().state_dir, MINILM).quants) == 3
+    done = shell("eval", MINILM, "--texts", tmp_path / "other.txt")
+    assert "this replaces F16, Q8_0, Q4_K_M of all-minilm-l6-v2" in " ".join(done.err.split())
+    assert load_measured(load_config().state_dir, MINILM).measured_on[0].startswith("20 texts of other.txt")
 
 
 def test_limits_and_truncation_are_passed_on(shell, embedder, shelf, texts):
@@ -196,7 +211,15 @@ def test_what_is_refused(shell, embedder, shelf, arguments, code, expected):
     [
         ("--texts", "one.txt", "a text\n", "one.txt has 1 text, each counted once; give at least 20"),
         ("--pairs", "p.tsv", "", "p.tsv has 0 pairs; give at least 10"),
-        ("--pairs", "p.tsv", "a\tb\tmuch\n", "p.tsv, line 1: score is 'much', which is no number"),
+        (
+            "--pairs",
+            "p.tsv",
+            "a\tb\tmuch\n",
+            (
+                "p.tsv, line 1: score is 'much', which is no number; the names of a "
+                "first line are sentence1, sentence2, score"
+            ),
+        ),
         ("--retrieval", "beir/queries.jsonl", "", "corpus.jsonl cannot be read"),
     ],
 )

@@ -59,7 +59,8 @@ def hooks():
         log.append(("progress", name, n_texts))
         yield lambda n: log.append(("texts", n))
 
-    made = Hooks(open_model=lambda name, dim: FakeEmbedder(name, dim, log), load=lambda _: None, progress=progress)
+    made = Hooks(open_model=lambda name, dim: FakeEmbedder(name, dim, log), load=lambda _: None,
+                 fetch=lambda one: log.append(("fetch", one.model_id)), progress=progress)  # fmt: skip
     return made, log
 
 
@@ -98,10 +99,10 @@ def test_a_model_against_a_saved_file_embeds_its_texts(tmp_path, hooks):
 
 
 def test_models_run_one_after_the_other(hooks):
-    """The first is closed before the second is opened, so that both have the whole memory."""
+    """The first is closed before the second is loaded, so that both have the whole memory."""
     compare(Question(a="m", b="n", texts=records(*TEXTS)), hooks[0])
     assert [one for one in hooks[1] if one[0] in ("open", "close")] == [
-        ("open", "m"), ("close", "m"), ("open", "n"), ("close", "n"),
+        ("open", "n"), ("close", "n"), ("open", "m"), ("close", "m"), ("open", "n"), ("close", "n"),
     ]  # fmt: skip
     assert ("progress", "m", 3) in hooks[1]
 
@@ -118,7 +119,7 @@ def test_a_server_gets_the_prompt_of_the_model_beside_it(server, hooks):
     found = compare(
         Question(a="m", b=server.url, texts=records(*TEXTS), options=EncodeOptions(prompt_name="query")), hooks[0]
     )
-    assert server.posted()[0][1]["inputs"] == ["find: a", "find: bb b", "find: ccc"]
+    assert server.posted()[-1][1]["inputs"] == ["find: a", "find: bb b", "find: ccc"]
     assert ("m", ("find: a", "find: bb b", "find: ccc")) in hooks[1]
     assert (found.a.prompt, found.b.prompt) == ("find: ", "find: ")
     assert found.verdict.kind is Kind.SAME
@@ -128,14 +129,14 @@ def test_a_server_gets_the_prompt_of_the_model_beside_it(server, hooks):
 def test_no_prompt_goes_unasked(server, hooks):
     """The default is the raw text on both sides."""
     compare(Question(a="m", b=server.url, texts=records(*TEXTS)), hooks[0])
-    assert server.posted()[0][1]["inputs"] == list(TEXTS)
+    assert server.posted()[-1][1]["inputs"] == list(TEXTS)
 
 
 def test_a_prompt_of_ones_own_needs_no_model(server, tmp_path, hooks):
     """--prompt goes to a server; --as cannot, where nobody knows its prompts."""
     saved = save(tmp_path, "a.jsonl")
     compare(Question(a=saved, b=server.url, options=EncodeOptions(prompt="p: ")), hooks[0])
-    assert server.posted()[0][1]["inputs"][0] == "p: a"
+    assert server.posted()[-1][1]["inputs"][0] == "p: a"
     with pytest.raises(QuestionError, match="with --prompt instead"):
         compare(Question(a=saved, b=server.url, options=EncodeOptions(prompt_name="query")), hooks[0])
 
@@ -223,7 +224,10 @@ def test_a_prompt_that_a_model_has_not_is_the_callers_mistake(hooks):
         raise ValueError("a bug")
 
     with pytest.raises(ValueError, match="a bug") as caught:
-        compare(Question(a="m", b="m", texts=records("x")), Hooks(open_model=hooks[0].open_model, load=broken))
+        compare(
+            Question(a="m", b="m", texts=records("x")),
+            Hooks(open_model=hooks[0].open_model, load=broken, fetch=lambda _: None),
+        )
     assert not isinstance(caught.value, QuestionError)
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -185,13 +186,29 @@ def test_tasks_are_run_while_the_model_is_open():
 
 
 def test_a_score_is_the_mean_of_what_is_kept():
-    """Neighbours kept count as they are, Spearman's and nDCG as shares of the reference's."""
+    """Neighbours kept count as they are, Spearman's and nDCG as shares of the reference's, each at most 1."""
     found = run(Material(texts=TEXTS, pairs=PAIRS, retrieval=RETRIEVAL))
     coarse = found.quants[2]
     shares = [found.kept(coarse, name, 8) for name in ("neighbours_kept", "spearman", "ndcg_at_10")]
     assert shares[0] == coarse.figures[0].neighbours_kept
-    known = [one for one in shares if one is not None]
+    known = [min(one, 1) for one in shares if one is not None]
     assert coarse.score == pytest.approx(sum(known) / len(known))
+
+
+def test_luck_with_one_measure_pays_for_no_other():
+    """A task that comes out better than the reference's counts as much as it, and no more."""
+    scores = iter([(("A", 0.5), ("B", 0.5)), (("A", 0.75), ("B", 0.45))])
+    material = Material(tasks=("A", "B"))
+    found = run(material, noises={"F16": 0.0, "Q8_0": 0.02}, run_tasks=lambda _: next(scores))
+    assert [one.score for one in found.quants] == pytest.approx([1, 0.95])
+
+
+def test_few_pairs_and_queries_are_noted():
+    """A hundred of them are not few, and texts without labels are not counted."""
+    [note] = run(Material(texts=TEXTS, pairs=PAIRS, retrieval=RETRIEVAL)).notes
+    assert note == "10 pairs and 2 queries are few: differences of some hundredths are chance."
+    many = Pairs(name="p", left=PAIRS.left * 10, right=PAIRS.right * 10, scores=PAIRS.scores * 10)
+    assert run(Material(texts=TEXTS, pairs=many)).notes == ()
 
 
 @pytest.mark.parametrize(("value", "whole", "expected"), [
@@ -255,13 +272,13 @@ def test_layer_norm_goes_before_a_cut(monkeypatch):
 )
 def test_a_dim_that_was_not_trained_is_noted(spec, expected):
     """It is measured nevertheless, which says what it costs."""
-    assert run(Material(pairs=PAIRS), spec=spec, dims=(4, 2)).notes == (expected,)
+    assert run(Material(pairs=PAIRS), spec=spec, dims=(4, 2)).notes[0] == expected
 
 
 def test_cut_texts_are_noted():
     """And counted with each quantization."""
     found = run(Material(pairs=PAIRS), truncated=(3,))
-    assert found.notes == ("2 texts were longer than the model takes, and were cut.",)
+    assert found.notes[:1] == ("2 texts were longer than the model takes, and were cut.",)
     assert {one.n_truncated for one in found.quants} == {2}
 
 
@@ -500,3 +517,23 @@ def test_files_beside_each_other(catalog, tmp_path, makings):
         get_candidates(catalog, subject)
     assert get_candidates(catalog, subject, makes=True)[1].path == tmp_path / "Model-Q3_K_M.gguf"
     assert makings == [("Q3_K_M", "F16")]
+
+
+def test_a_file_whose_name_says_nothing_is_called_by_its_header(catalog, tmp_path, monkeypatch):
+    """The quantization is in the file, too; one whose header does not say is called by its name."""
+    for name in ("mine.gguf", "mine-Q8_0.gguf", "other.gguf"):
+        (tmp_path / name).write_bytes(name.encode())
+    quants = {"mine.gguf": "F16", "other.gguf": None}
+    monkeypatch.setattr(candidates_module, "load_facts", lambda path: SimpleNamespace(quant=quants[path.name]))
+    subject = find_subject(catalog, Wish(model=str(tmp_path / "mine.gguf"), quants=("Q8_0",)))
+    assert subject.quants == ("F16", "Q8_0")
+    assert [one.path.name for one in get_candidates(catalog, subject)] == ["mine.gguf", "mine-Q8_0.gguf"]
+    assert find_subject(catalog, Wish(model=str(tmp_path / "other.gguf"))).quants == ("other",)
+
+
+def test_a_file_beside_that_is_no_model_is_left_out(catalog, tmp_path):
+    """It is told where it is opened, and here nobody asked for it."""
+    for name in ("mine.gguf", "mine-Q8_0.gguf"):
+        (tmp_path / name).write_bytes(b"no model")
+    assert find_subject(catalog, Wish(model=str(tmp_path / "mine-Q8_0.gguf"))).quants == ("Q8_0",)
+    assert find_subject(catalog, Wish(model=str(tmp_path / "mine.gguf"))).quants == ("Q8_0", "mine")

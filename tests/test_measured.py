@@ -92,8 +92,8 @@ def test_more_of_the_same_is_added(tmp_path):
 @pytest.mark.parametrize(
     "now",
     [
-        measured(quant("F16", 1.0), measured_on=("30 texts",)),
-        measured(quant("F32", 1.0), reference="F32"),
+        measured(quant("F16", 1.0), quant("Q8_0", 0.8), measured_on=("30 texts",)),
+        measured(quant("F32", 1.0), quant("Q8_0", 0.8), reference="F32"),
         measured(quant("F16", 1.0, sha256="another")),
     ],
     ids=["other texts", "another reference", "another file of the reference"],
@@ -103,6 +103,25 @@ def test_what_does_not_compare_goes(tmp_path, now):
     keep_measured(tmp_path, "a", measured(quant("F16", 1.0), quant("Q8_0", 0.9)))
     keep_measured(tmp_path, "a", now)
     assert load_measured(tmp_path, "a") == now
+
+
+@pytest.mark.parametrize(
+    ("n_quants", "words"),
+    [
+        (2, "for --prefer measured this replaces F16, Q8_0 of a, held against F16 on 20 texts"),
+        (1, ("not kept for --prefer measured, which has more: F16, Q8_0 of a, held against F16 on 20 texts. "
+            "To replace it, run eval on these data with --quants F16,Q8_0")),
+    ],
+)  # fmt: skip
+def test_a_small_experiment_spoils_nothing(tmp_path, caplog, n_quants, words):
+    """What was measured on something else goes for as much, not for less, and either is said."""
+    before, now = measured(quant("F16", 1.0), quant("Q8_0", 0.9)), (quant("F16", 1.0), quant("Q4_K_M", 0.8))
+    keep_measured(tmp_path, "a", before)
+    assert caplog.text == ""
+    now = measured(*now[:n_quants], measured_on=("30 texts",))
+    assert (keep_measured(tmp_path, "a", now) is None) == (n_quants == 1)
+    assert load_measured(tmp_path, "a") == (now if n_quants == 2 else before)
+    assert [record.getMessage() for record in caplog.records] == [words]
 
 
 @pytest.mark.parametrize(

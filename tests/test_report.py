@@ -6,6 +6,7 @@ import builtins
 import dataclasses
 import json
 import re
+from html import escape
 from html.parser import HTMLParser
 
 import pytest
@@ -66,7 +67,7 @@ def test_only_what_was_measured_has_a_column():
     """And only that is explained."""
     [table] = tables(only_pairs())
     assert table.columns == ("quant", "size", "pairs")
-    assert [title for title, _ in legend(only_pairs())] == ["pairs"]
+    assert [title for title, _ in legend(only_pairs())] == ["pairs", "kept"]
 
 
 def test_each_measure_has_a_table_by_dim():
@@ -86,6 +87,23 @@ def test_columns_name_the_reference():
     """What a figure is a share of is said."""
     assert "with that of F16 at the same dim" in dict(legend(evaluation()))["cosine"]
     assert "F16 at full length" in dict(legend(evaluation()))["top 10"]
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (evaluation(), "mean of top 10, pairs and nDCG@10 as shares of F16's, each at most 1"),
+        (only_pairs(), "pairs as a share of F16's, at most 1"),
+        (evaluation(tasks=(("STSBenchmark", 0.8),)),
+         "mean of top 10, pairs, nDCG@10 and mteb's scores as shares of F16's, each at most 1"),
+    ],
+    ids=["three", "one", "mteb"],
+)  # fmt: skip
+def test_the_one_number_is_explained(found, words):
+    """In the terminal, in Markdown and in HTML."""
+    assert dict(legend(found))["kept"] == words
+    assert f"- **kept**: {words}" in to_markdown(found)
+    assert f"<dt>kept</dt><dd>{escape(words)}</dd>" in to_html(found, [])
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from gguf_embed.cli.exits import NOT_AS_IT_SHOULD
-from gguf_embed.cli.options import is_quiet, json_option, load_model, open_model, plan_options, verbosity
+from gguf_embed.cli.options import fetch_model, is_quiet, json_option, load_model, open_model, plan_options, verbosity
 from gguf_embed.cli.tables import print_facts, print_json
 
 __all__ = ["compare_command"]
@@ -43,6 +43,8 @@ _PRINTS = {True: "equal", False: "different", None: "not known of both sides, or
 @click.option("--pooling", "pooling_type", type=click.Choice(["last", "mean", "cls"]),
               help="For files whose header does not say.")  # fmt: skip
 @click.option("--add-eos/--no-add-eos", default=None, help="For files whose header does not say.")
+@click.option("--truncate", type=click.Choice(["error", "end"]), default="error", show_default=True,
+              help="What becomes of texts that are too long for a model.")  # fmt: skip
 @plan_options
 @json_option
 @verbosity
@@ -71,7 +73,16 @@ def compare_command(
         print_json(_facts(comparison, n_worst))
     else:
         _print(comparison, n_worst)
-    return NOT_AS_IT_SHOULD if at_least is not None and comparison.agreement.mean < at_least else 0
+    return _exit_code(comparison.agreement.mean, at_least)
+
+
+def _exit_code(mean: float, at_least: float | None) -> int:
+    """Say why it is not 0."""
+    if at_least is None or mean >= at_least:
+        return 0
+    shown = f"{mean:.5f}" if float(f"{mean:.5f}") < at_least else f"{mean:.9f}"
+    click.echo(f"mean cosine {shown} is below --at-least {at_least:g}", err=True)
+    return NOT_AS_IT_SHOULD
 
 
 def _question(a: str, b: str, inputs: tuple[Path, ...], options: dict[str, Any]) -> Any:
@@ -86,7 +97,9 @@ def _question(a: str, b: str, inputs: tuple[Path, ...], options: dict[str, Any])
         a=a,
         b=b,
         texts=_texts(inputs, field, id_field) if inputs else None,
-        options=EncodeOptions(prompt_name=kind, prompt=options.pop("prompt"), task=task),
+        options=EncodeOptions(
+            prompt_name=kind, prompt=options.pop("prompt"), task=task, truncate=options.pop("truncate")
+        ),
         dim=options.pop("dim"),
         api_keys=options.pop("api_keys"),
         fields=Fields(text=field, id=id_field or "id"),
@@ -113,6 +126,7 @@ def _hooks(options: dict[str, Any]) -> Any:
     return Hooks(
         open_model=lambda name, dim: open_model(name, {**options, "truncate_dim": dim}),
         load=load_model,
+        fetch=fetch_model,
         progress=_progress,
     )
 
@@ -191,8 +205,9 @@ def _described(side: Any) -> str:
     look, prompt = side.look, side.prompt
     lengths = "unit length" if look.is_unit else f"lengths {look.shortest:.3g} to {look.longest:.3g}"
     left_out = f"{side.n_left_out:,} left out" if side.n_left_out else ""
+    cut = f"{side.n_truncated:,} cut to its longest" if side.n_truncated else ""
     with_prompt = f"prompt {_short(repr(prompt), 40)}" if prompt else ""
-    return ", ".join(filter(None, [" ".join(facts), f"{side.dim:,} components", lengths, with_prompt, left_out]))
+    return ", ".join(filter(None, [" ".join(facts), f"{side.dim:,} components", lengths, with_prompt, left_out, cut]))
 
 
 def _neighbours(figures: Any) -> str:

@@ -76,6 +76,8 @@ def eval_command(model: str, output: Path | None, as_json: bool, **options: Any)
         print_json(to_facts(evaluation))
     else:
         _print(evaluation, kept_in)
+    if output is not None and not is_quiet():
+        click.echo(f"report in {output}", err=True)
 
 
 def _check_output(output: Path | None) -> None:

@@ -6,6 +6,7 @@ It must not know how anything is measured.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -17,6 +18,8 @@ from gguf_embed.models.ladders import quality_rank
 
 __all__ = ["EQUAL_WITHIN", "Measured", "MeasuredQuant", "keep_measured", "load_measured", "measured_path"]
 
+logger = logging.getLogger(__name__)
+
 # Scores this near count as equal, and bytes decide: a choice, two in a thousand.
 EQUAL_WITHIN = 0.002
 
@@ -27,7 +30,7 @@ class MeasuredQuant:
 
     Attributes:
         quant: Q4_K_M, ...
-        score: mean share of what the reference reaches, about 0..1; above 1 where it does better.
+        score: mean share of what the reference reaches, at most 1; files of older versions may have more.
         size_bytes: of the file.
         sha256: of the file, 64 hex digits.
     """
@@ -64,9 +67,13 @@ class Measured:
             order += [one.quant for one in sorted(equal, key=lambda one: (one.size_bytes, quality_rank(one.quant)))]
         return tuple(order)
 
+    def is_like(self, other: Measured) -> bool:
+        """Whether both were measured on the same, against the same."""
+        return (self.reference, self.measured_on) == (other.reference, other.measured_on)
+
     def over(self, before: Measured | None) -> Measured:
         """Add what was measured before on the same; what was measured on something else does not compare and goes."""
-        if before is None or (before.reference, before.measured_on) != (self.reference, self.measured_on):
+        if before is None or not self.is_like(before):
             return self
         now = {one.quant for one in self.quants}
         kept = tuple(one for one in before.quants if one.quant not in now)
@@ -91,23 +98,26 @@ def load_measured(state_dir: Path, model_id: str) -> Measured | None:
     return _measured_of(_load(measured_path(state_dir)).get(model_id))
 
 
-def keep_measured(state_dir: Path, model_id: str, measured: Measured) -> Path:
-    """Keep what was found out, beside what is known of other models.
+def keep_measured(state_dir: Path, model_id: str, measured: Measured) -> Path | None:
+    """Keep what was found out, beside what is known of other models; the log says what it replaces, or why it cannot.
 
     Args:
         state_dir: what was learnt on this machine.
         model_id: the registry's name, else the repository.
-        measured: goes over what was measured before.
+        measured: goes over what was measured before, but not over more that was measured on something else.
 
     Returns:
-        The file that was written.
+        The file that was written; None where what was measured before stays.
 
     Raises:
         StorageError: it cannot be written.
     """
     path = measured_path(state_dir)
     known = _load(path)
-    known[model_id] = asdict(measured.over(_measured_of(known.get(model_id))))
+    before = _measured_of(known.get(model_id))
+    if before is not None and not measured.is_like(before) and not _replaces(model_id, measured, before):
+        return None
+    known[model_id] = asdict(measured.over(before))
     fresh = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,6 +129,24 @@ def keep_measured(state_dir: Path, model_id: str, measured: Measured) -> Path:
     except OSError as error:
         raise StorageError(f"{path} cannot be written: {error.strerror or error}", path=path) from error
     return path
+
+
+def _replaces(model_id: str, measured: Measured, before: Measured) -> bool:
+    """Whether what does not compare goes for this; said either way."""
+    words = f"{_listed(before)} of {model_id}, held against {before.reference} on {', '.join(before.measured_on)}"
+    if len(measured.quants) < len(before.quants):
+        logger.warning(
+            "not kept for --prefer measured, which has more: %s. To replace it, run eval on these data with "
+            "--quants %s",
+            words, ",".join(one.quant for one in before.quants),
+        )  # fmt: skip
+        return False
+    logger.warning("for --prefer measured this replaces %s", words)
+    return True
+
+
+def _listed(measured: Measured) -> str:
+    return ", ".join(one.quant for one in measured.quants)
 
 
 def _load(path: Path) -> dict[str, Any]:

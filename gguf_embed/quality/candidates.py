@@ -12,9 +12,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from gguf_embed.errors import HubError, UnknownQuantError
+from gguf_embed.errors import HubError, InvalidGGUFError, UnknownQuantError, UnsupportedModelError
 from gguf_embed.fingerprints import sha256_of
 from gguf_embed.models.catalog import Catalog
+from gguf_embed.models.header import load_facts
 from gguf_embed.models.ladders import MAKEABLE_FROM, quality_rank
 from gguf_embed.models.making import find_making, make
 from gguf_embed.models.refs import Reference, quant_of_file_name
@@ -228,7 +229,9 @@ def _paths(catalog: Catalog, parsed: Reference, base: str) -> dict[str, Path]:
     if parsed.path is not None:
         stem = _without_quant(parsed.path)
         files = sorted(one for one in parsed.path.absolute().parent.glob("*.gguf") if _without_quant(one) == stem)
-        return {quant_of_file_name(one.name) or "": one for one in (*files, parsed.path.absolute())}
+        by_quant = {_quant_of(one): one for one in (*files, parsed.path.absolute())}
+        unknown = by_quant.pop("", None)
+        return by_quant | ({unknown.stem: unknown} if unknown == parsed.path.absolute() else {})
     quants = dict.fromkeys(file.quant for file in files_on_disk(catalog, base) if file.quant)
     paths = {quant: _path_on_disk(catalog, f"{base}:{quant}") for quant in quants}
     return {quant: path for quant, path in paths.items() if path is not None}
@@ -240,6 +243,14 @@ def _path_on_disk(catalog: Catalog, text: str) -> Path | None:
         return catalog.resolve(text).sources[0].path
     except (UnknownQuantError, HubError):  # on the shelf, and nothing that this name leads to
         return None
+
+
+def _quant_of(path: Path) -> str:
+    """What the name says, else the header; "" where neither does, or there is none that can be read."""
+    try:
+        return quant_of_file_name(path.name) or load_facts(path).quant or ""
+    except (InvalidGGUFError, UnsupportedModelError):  # opening it tells why
+        return ""
 
 
 def _without_quant(path: Path) -> str:

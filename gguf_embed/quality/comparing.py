@@ -6,6 +6,7 @@ A side is a model, a file of vectors or a server. It must not know the command l
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,7 @@ __all__ = ["Comparison", "Hooks", "Question", "QuestionError", "Side", "compare"
 
 Float32Matrix = NDArray[np.float32]
 OnTexts = Callable[[int], None]
+_HOST_AND_PORT = re.compile(r"[\w.-]+:\d+([/#].*)?")  # no quantization is a number
 
 
 class QuestionError(ValueError):
@@ -81,11 +83,13 @@ class Hooks:
     Attributes:
         open_model: makes an Embedder of a reference and the components to keep.
         load: fetches and loads it.
+        fetch: plans and fetches it.
         progress: tells the texts done of a side, by its name and their number.
     """
 
     open_model: Callable[[str, int | None], Embedder] = _open
     load: Callable[[Embedder], object] = Embedder.load
+    fetch: Callable[[Embedder], object] = Embedder.fetch
     progress: Callable[[str, int], contextlib.AbstractContextManager[OnTexts]] = _untold
 
 
@@ -102,6 +106,7 @@ class Side:
         prompt: put before each text, None where that is not known.
         fingerprint: as Embedder has it, None where it is not known.
         n_left_out: rows that the other side has not.
+        n_truncated: texts that were cut to the model's longest.
     """
 
     name: str
@@ -112,6 +117,7 @@ class Side:
     prompt: str | None
     fingerprint: str | None
     n_left_out: int
+    n_truncated: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -159,7 +165,8 @@ class _Live:
 def compare(question: Question, hooks: Hooks | None = None) -> Comparison:
     """Embed what is not saved, and compare.
 
-    Models run one after the other; the first is freed before the second is planned.
+    Models run one after the other; the first is freed before the second is loaded. Where both sides are live, the
+    second is tried before the first is embedded.
 
     Args:
         question: what.
@@ -180,6 +187,8 @@ def compare(question: Question, hooks: Hooks | None = None) -> Comparison:
     matched, places = match([*keyed, ("the texts", given)] if given is not None else keyed)
     n_left_out = 0 if given is None else given.n - matched.n
     live = _Live(question=question, hooks=hooks, texts=matched.texts or (), prefix=prefix, n_left_out=n_left_out)
+    if not any(isinstance(side, SavedVectors) for side in sides):
+        _try(sides[1], live)
     api_keys, where = iter(question.api_keys), iter(places)
     rows: list[_Rows] = []
     for side in sides:
@@ -194,6 +203,17 @@ def compare(question: Question, hooks: Hooks | None = None) -> Comparison:
     return _compared(question, rows, matched)
 
 
+def _try(side: SavedVectors | Address | str, live: _Live) -> None:
+    """Find a mistake in the second side before the first is embedded, which may take hours."""
+    if isinstance(side, Address):
+        api_key = live.question.api_keys[-1] if live.question.api_keys else None
+        fetch_embeddings(side, [live.prefix + min(live.texts, key=len)], api_key=api_key)
+    elif isinstance(side, str):
+        with live.hooks.open_model(side, None) as embedder:
+            _model_prefix(embedder.prompts, live.question.options)
+            live.hooks.fetch(embedder)
+
+
 # Sides
 
 
@@ -203,6 +223,8 @@ def _side_of(name: str, fields: Fields) -> SavedVectors | Address | str:
         with _asked_wrongly():
             return parse_address(name)
     path = Path(name)
+    if _HOST_AND_PORT.fullmatch(name) and not path.exists():
+        raise QuestionError(f"{name} is no model; a server's URL begins with http://, as in http://{name}")
     if path.suffix.lower() in SUFFIXES:
         return load_saved(path, fields)
     if path.is_file() and path.suffix.lower() != ".gguf":
@@ -314,6 +336,7 @@ def _embedded_at(dim: int | None, name: str, live: _Live, on_texts: OnTexts) -> 
             known={
                 "name": name, "kind": "model", "facts": {"model": embedder.model_id, "quant": embedder.plan.quant},
                 "prompt": prefix, "fingerprint": embedder.fingerprint, "n_left_out": live.n_left_out,
+                "n_truncated": len(report.truncated),
             },
         )  # fmt: skip
 

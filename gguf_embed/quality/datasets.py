@@ -263,15 +263,19 @@ def _rows(path: Path, fields: tuple[str, str, str]) -> Iterator[tuple[str, tuple
         return
     order: list[int] | None = None
     for place, cells in _cells(path):
+        is_unnamed = False
         if order is None:
             names = [cell.strip().lower() for cell in cells]
             has_header = set(fields) <= set(names)
             order = [names.index(name) for name in fields] if has_header else [0, 1, 2]
             if has_header:
                 continue
+            is_unnamed = True
         if len(cells) <= max(order):
             raise InputError(f"{place} has {len(cells)} columns; it has {', '.join(fields)}")
         first, second, third = (cells[column] for column in order)
+        if is_unnamed:  # names of another kind would be taken for the first row
+            _score(third, place, f"; the names of a first line are {', '.join(fields)}")
         yield place, (first, second, third)
 
 
@@ -315,13 +319,13 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         raise InputError(f"{path} is no UTF-8: {error.reason}; save it as UTF-8") from error
 
 
-def _score(value: Any, place: str) -> float:
+def _score(value: Any, place: str, hint: str = "") -> float:
     try:
         score = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         score = math.nan
     if not math.isfinite(score):
-        raise InputError(f"{place}: score is {value!r}, which is no number")
+        raise InputError(f"{place}: score is {value!r}, which is no number{hint}")
     return score
 
 

@@ -42,6 +42,7 @@ Watch = Callable[[str, int], AbstractContextManager[Callable[[int, int], None] |
 
 K = 10  # neighbours, and where rankings are cut
 _MIN_DIM = 32  # a sweep by halves ends here
+_MANY = 100  # pairs or queries; of fewer a reader is told
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +84,8 @@ class Judged:
         figures: at each dim, the full length first.
         tasks: main score of each of mteb's tasks, by name.
         n_truncated: texts that were cut to the model's longest.
-        score: mean of what it keeps, over everything that was measured; None where nothing can be compared.
+        score: mean of what it keeps, over everything that was measured, each at most 1; None where nothing can be
+            compared.
     """
 
     quant: str
@@ -194,7 +196,7 @@ def evaluate(
         )  # fmt: skip
     evaluation = Evaluation(
         model_id=subject.model_id, reference=candidates[0].quant, dims=dims, measured_on=material.lines,
-        quants=tuple(judged), notes=tuple(_notes(subject, dims, judged)),
+        quants=tuple(judged), notes=tuple(_notes(subject, dims, judged, material)),
     )  # fmt: skip
     return replace(evaluation, quants=tuple(replace(one, score=_score(evaluation, one)) for one in judged))
 
@@ -259,7 +261,7 @@ def keep(state_dir: Path, subject: Subject, evaluation: Evaluation) -> Path | No
     """Keep what was found for `--prefer measured`; a folder that cannot be written is a warning.
 
     Returns:
-        The file; None for a model that has no name, or where nothing was kept.
+        The file; None for a model that has no name, or where nothing was kept; the log says what went, or why not.
     """
     measured = to_measured(evaluation)
     if measured is None or subject.is_file:
@@ -349,15 +351,15 @@ def _of_texts(reference: _Reference, rows: Float32Matrix) -> dict[str, float | N
 
 
 def _score(evaluation: Evaluation, judged: Judged) -> float | None:
-    """Mean of what is kept of each thing that was measured, at full length."""
+    """Mean of what is kept of each thing that was measured, at full length; luck with one pays for no other."""
     shares = [evaluation.kept(judged, measure, evaluation.dims[0]) for measure in MEASURES]
     whole = dict(evaluation.quants[0].tasks)
     shares += [share(score, whole[name]) for name, score in judged.tasks]
-    known = [one for one in shares if one is not None]
+    known = [min(one, 1.0) for one in shares if one is not None]
     return _mean(known) if known else None
 
 
-def _notes(subject: Subject, dims: Sequence[int], judged: Sequence[Judged]) -> Iterator[str]:
+def _notes(subject: Subject, dims: Sequence[int], judged: Sequence[Judged], material: Material) -> Iterator[str]:
     matryoshka = subject.spec.matryoshka if subject.spec is not None else None
     untrained = [dim for dim in dims[1:] if matryoshka is None or not matryoshka.allows(dim, dims[0])]
     if untrained:
@@ -370,6 +372,12 @@ def _notes(subject: Subject, dims: Sequence[int], judged: Sequence[Judged]) -> I
             yield f"{subject.model_id} was trained for {matryoshka.describe(dims[0])}; {listed} is none of them."
     if n_truncated := max(one.n_truncated for one in judged):
         yield f"{n_truncated} texts were longer than the model takes, and were cut."
+    counts = {
+        "pairs": len(material.pairs.scores) if material.pairs is not None else _MANY,
+        "queries": len(material.retrieval.queries) if material.retrieval is not None else _MANY,
+    }
+    if few := [f"{n} {name if n > 1 else 'query'}" for name, n in counts.items() if n < _MANY]:
+        yield f"{' and '.join(few)} are few: differences of some hundredths are chance."
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -67,11 +67,12 @@ def tables(evaluation: Evaluation) -> tuple[Table, ...]:
 
 def legend(evaluation: Evaluation) -> tuple[tuple[str, str], ...]:
     """Say what the columns mean that are there: heading and words."""
-    return tuple(
+    columns = tuple(
         (title, words.format(reference=evaluation.reference))
         for name, title, _, words in _COLUMNS
         if _is_measured(evaluation, name)
     )
+    return (*columns, *_of_kept(evaluation))
 
 
 def summary(evaluation: Evaluation) -> str:
@@ -162,6 +163,19 @@ def _of_quants(evaluation: Evaluation) -> Table:
         for one in evaluation.quants
     )
     return Table(title="", columns=("quant", "size", *(title for _, title, _ in shown)), rows=tuple(rows))
+
+
+def _of_kept(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
+    """Say what the one number is that the summary speaks of."""
+    parts = [title for name, title, _, _ in _COLUMNS if name in MEASURES and _is_measured(evaluation, name)]
+    parts += ["mteb's scores"] if evaluation.quants[0].tasks else []
+    if not parts or all(one.score is None for one in evaluation.quants):
+        return
+    listed, of = " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]])), f"of {evaluation.reference}'s"
+    if len(parts) == 1 and not evaluation.quants[0].tasks:
+        yield "kept", f"{listed} as a share {of}, at most 1"
+    else:
+        yield "kept", f"mean of {listed} as shares {of}, each at most 1"
 
 
 def _of_tasks(evaluation: Evaluation) -> Iterator[Table]:
