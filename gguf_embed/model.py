@@ -164,8 +164,6 @@ class LazyModel:
         """
         if self._expects is None:
             return
-        if (dim, options) not in self._checked:
-            self._checked.append((dim, options))
         actual = self.fingerprint(dim, options)
         if actual != self._expects:
             raise FingerprintError(
@@ -175,6 +173,8 @@ class LazyModel:
                 expected=self._expects,
                 actual=actual,
             )
+        if (dim, options) not in self._checked:
+            self._checked.append((dim, options))
 
     def row_identity(self) -> str:
         """Tell raw rows apart that are not the same; fetches the file, and does not load it.

@@ -239,6 +239,10 @@ def test_only_the_expected_vectors_are_given(registered):
             assert (caught.value.expected, caught.value.actual != before) == (before, True)
         with pytest.raises(FingerprintError):
             same.encode_stream(["the"], EncodeOptions(truncate_dim=64))
+    with Embedder(registered, expect_fingerprint=before) as same:
+        with pytest.raises(FingerprintError):
+            same.encode_stream(["the"], EncodeOptions(truncate_dim=64))
+        assert len(list(same.encode_stream(["the"]))) == 1  # what was refused before does not count
     with Embedder(registered, expect_fingerprint="0" * 32) as other, pytest.raises(FingerprintError):
         other.encode(["the"])
     with Embedder(registered, expect_fingerprint=before.upper()) as same:
