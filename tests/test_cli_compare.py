@@ -25,7 +25,9 @@ class FakeEmbedder:
     made: list[FakeEmbedder] = []  # noqa: RUF012 - emptied by the fixture
     prompts = PromptSet(query="q", document="d")
     plan = SimpleNamespace(model_id="fake", quant="Q8_0")
-    fingerprint = "f" * 32
+
+    def fingerprint_of(self, options):
+        return "f" * 32
 
     def __init__(self, model, *, limits, prefer, truncate_dim, pooling_type, add_eos):
         self.model_id, self.limits, self.texts, self.truncate = model, limits, (), None

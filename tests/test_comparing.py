@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -32,7 +33,9 @@ class FakeEmbedder:
         if dim == 1:
             raise DimensionError("no", dim=dim, allowed="3")
         self.model_id, self.dim, self.log = name, dim, log
-        self.fingerprint = name.rjust(32, "0")
+
+    def fingerprint_of(self, options):
+        return f"{self.model_id}{options.prompt or ''}".rjust(32, "0")
 
     def report(self, texts, options, *, on_batch):
         prefix = resolve_prompt(self.prompts, prompt_name=options.prompt_name, prompt=options.prompt, task=None)
@@ -170,6 +173,9 @@ def test_fingerprints_are_held_against_each_other(tmp_path, hooks):
     for fingerprint, expected in (("m".rjust(32, "0"), True), ("other", False)):
         (tmp_path / "a.npy.meta.json").write_text(json.dumps({"fingerprint": fingerprint}))
         assert compare(question, hooks[0]).is_same_fingerprint is expected
+    (tmp_path / "a.npy.meta.json").write_text(json.dumps({"fingerprint": "m".rjust(32, "0")}))
+    prompted = dataclasses.replace(question, options=EncodeOptions(prompt="of my own: "))
+    assert compare(prompted, hooks[0]).is_same_fingerprint is False
 
 
 def test_fingerprints_of_other_lengths_tell_nothing(tmp_path):

@@ -56,7 +56,7 @@ def verify_command(model: str | None, as_json: bool, **options: Any) -> None:
         with usage_errors(), contextlib.suppress(ModelLoadError):  # what is wrong with the file, the checks say
             _ = subject.path or subject.selection()  # refuses limits that this model cannot have
         _fetch(subject)
-        verification = Verification(subject, overrides=overrides, expects=expects, n_threads=limits.n_threads or 2)
+        verification = Verification(subject, overrides=overrides, expects=expects, n_threads=limits.n_threads)
         checks = _run(verification, as_json=as_json)
         if as_json:
             print_json(_facts(subject, verification, checks))

@@ -308,11 +308,12 @@ def _served(address: Address, live: _Live, api_key: str | None, on_texts: OnText
     texts = [live.prefix + text for text in live.texts]
     found = fetch_embeddings(address, texts, api_key=api_key, on_texts=on_texts)
     facts = {"dialect": found.address.dialect, "model": found.address.model}
+    is_own = live.question.options.prompt is None  # a prompt of the caller's own is put before texts here, not there
     return _Rows(
         embeddings=found.embeddings,
         known={
             "name": str(found.address), "kind": "server", "facts": facts,
-            "prompt": live.prefix, "fingerprint": found.fingerprint, "n_left_out": live.n_left_out,
+            "prompt": live.prefix, "fingerprint": found.fingerprint if is_own else None, "n_left_out": live.n_left_out,
         },
     )  # fmt: skip
 
@@ -335,7 +336,7 @@ def _embedded_at(dim: int | None, name: str, live: _Live, on_texts: OnTexts) -> 
             embeddings=report.embeddings,
             known={
                 "name": name, "kind": "model", "facts": {"model": embedder.model_id, "quant": embedder.plan.quant},
-                "prompt": prefix, "fingerprint": embedder.fingerprint, "n_left_out": live.n_left_out,
+                "prompt": prefix, "fingerprint": embedder.fingerprint_of(how), "n_left_out": live.n_left_out,
                 "n_truncated": len(report.truncated),
             },
         )  # fmt: skip

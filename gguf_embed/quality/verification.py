@@ -25,8 +25,10 @@ from gguf_embed.engine.checks import (
 )
 from gguf_embed.engine.session import Session
 from gguf_embed.errors import GGUFEmbedError, ModelLoadError, TextTooLongError
+from gguf_embed.fit.cores import usable_cores
 from gguf_embed.model import LazyModel
 from gguf_embed.models.specs import Golden
+from gguf_embed.models.wheel import wheel_model_path
 from gguf_embed.opening import Opened
 from gguf_embed.quality.filechecks import GivenFile, check_file
 from gguf_embed.selection import Overrides
@@ -63,7 +65,7 @@ _LONG_ON_DEVICES = "The quick brown fox jumps over the lazy dog. " * 200  # abou
 _HEAD_COSINE, _N_HEAD_TOKENS = 0.9999, 64
 # A device computes in another precision and order than the CPU. Source: research/pain.md 3 and 17; not measured here.
 _DEVICE_COSINE = 0.99
-# A lost EOS moved a known score by 0.106, the coarsest quantization of ours by 0.024. Source: research/models.md 1.4.
+# A lost EOS moved a known score by 0.106, the coarsest quantization of ours by 0.029. Source: research/models.md 1.4.
 _SCORE_LOST = 0.1
 _BLOB = re.compile(r"[0-9a-f]{64}")
 
@@ -75,7 +77,7 @@ class Verification:
         model: what is to be checked; closed by whoever made it.
         overrides: what it was told of pooling and EOS.
         expects: the fingerprint that full unit vectors are to have; None for any.
-        n_threads: for reading the file's numbers.
+        n_threads: for reading the file's numbers; None for all cores.
 
     Attributes:
         path: of the file, None before the first check.
@@ -83,10 +85,10 @@ class Verification:
     """
 
     def __init__(
-        self, model: LazyModel, *, overrides: Overrides, expects: str | None = None, n_threads: int = 1
+        self, model: LazyModel, *, overrides: Overrides, expects: str | None = None, n_threads: int | None = None
     ) -> None:
         self._model, self._overrides, self._expects = model, overrides, expects
-        self._n_threads = n_threads
+        self._n_threads = n_threads or usable_cores()
         self.path: Path | None = None
         self.opened: Opened | None = None
 
@@ -126,13 +128,15 @@ class Verification:
 
     def _given(self, path: Path) -> GivenFile:
         blob, spec = path.resolve().name, self._model.spec
-        wheel = spec.wheel if spec is not None else None
-        is_made = wheel is not None and wheel.wheel_sha256[:12] in path.name  # models.wheel.wheel_model_path
+        made_sha256 = None
+        if spec is not None and spec.wheel is not None:
+            made = wheel_model_path(spec.wheel, spec.model_id, self._model.config.cache_dir)
+            made_sha256 = spec.wheel.gguf_sha256 if made.name == path.name else None
         return GivenFile(
             path=path,
             spec=spec,
             sha256=blob if _BLOB.fullmatch(blob) else None,
-            made_sha256=wheel.gguf_sha256 if wheel is not None and is_made else None,
+            made_sha256=made_sha256,
             pooling_type=self._overrides.pooling_type,
             add_eos=self._overrides.add_eos,
             n_threads=self._n_threads,
