@@ -118,10 +118,15 @@ ARROWS = {
         "models.catalog",
         "native.child", "native.reference", "bench", "bench.*",
     ),
+    "integrations.placement": ("errors", "fit", "fit.*", "integrations.placement"),
+    "integrations*": (
+        "errors", "config", "sizes", "vectors", "progress", "embedder", "encoding", "fit.planner", "models.catalog",
+        "models.refs", "models.registry", "integrations", "integrations.*",
+    ),
     "quality*": (
         "", "errors", "config", "sizes", "vectors", "prompts", "progress", "embedder", "encoding", "fingerprints",
         "model", "selection", "loading", "opening", "engine.*", "fit", "fit.*", "models.*", "native.*", "jobs.*",
-        "quality", "quality.*",
+        "integrations.mteb", "quality", "quality.*",
     ),
     "server*": (
         "", "errors", "config", "vectors", "encoding", "fingerprints", "selection", "opening", "engine.worker",
@@ -190,12 +195,16 @@ def test_nothing_but_the_command_line_imports_the_command_line():
 
 
 GRAMMARS = ("bash", "c", "c_sharp", "cpp", "go", "java", "javascript", "php", "python", "ruby", "rust", "typescript")
+HOSTS = [("langchain_core", "langchain"), ("llama_index", "llama_index"), ("chromadb", "chroma"),
+         ("haystack", "haystack"), ("lancedb", "lancedb"), ("llm", "llm_plugin"), ("pydantic_ai", "pydantic_ai"),
+         ("ray", "ray_data")]  # fmt: skip
 SOLE_HOMES = [
     pytest.param(("llama_cpp", "ctypes"), ("native.*",), id="llama_cpp and ctypes: native"),
     pytest.param(("huggingface_hub", "httpx", "requests", "urllib.request"),
                  ("models.hub", "models.transfer", "quality.remote"),
                  id="huggingface_hub: models/hub, models/transfer; its httpx: quality/remote"),
-    pytest.param(("click", "rich.table"), ("cli*",), id="click: cli"),
+    pytest.param(("click", "rich.table"), ("cli*", "integrations.llm_plugin"),
+                 id="click: cli, integrations/llm_plugin"),
     pytest.param(("starlette", "uvicorn", "msgspec", "prometheus_client"), ("server.*",), id="web: server"),
     pytest.param(("orjson",), ("server.*", "jobs.sinks"), id="orjson: server and jobs/sinks"),
     pytest.param(("sqlite3",), ("stream.cache",), id="sqlite3: stream/cache"),
@@ -206,10 +215,13 @@ SOLE_HOMES = [
     pytest.param(("psutil",), ("fit.cores", "fit.host", "bench.program"),
                  id="psutil: fit/cores, fit/host, bench/program"),
     pytest.param(("platformdirs",), ("config",), id="platformdirs: config"),
-    pytest.param(("pyarrow",), ("jobs.*",), id="pyarrow: jobs"),
+    pytest.param(("pyarrow",), ("jobs.*", "integrations.ray_data"), id="pyarrow: jobs, integrations/ray_data"),
     pytest.param(("matplotlib",), ("bench.plot", "quality.plots"), id="matplotlib: bench/plot, quality/plots"),
-    pytest.param(("mteb",), ("quality.tasks",), id="mteb: quality/tasks"),
-    pytest.param(("torch", "sentence_transformers"), ("bench.peers",), id="other engines: bench/peers"),
+    pytest.param(("mteb",), ("quality.tasks", "integrations.mteb"), id="mteb: quality/tasks, integrations/mteb"),
+    pytest.param(("sentence_transformers",), ("bench.peers",), id="sentence_transformers: bench/peers"),
+    pytest.param(("torch",), ("bench.peers", "integrations.sentence_transformers"),
+                 id="torch: bench/peers, integrations/sentence_transformers"),
+    *(pytest.param((host,), (f"integrations.{home}",), id=f"{host}: integrations/{home}") for host, home in HOSTS),
     pytest.param(("gguf", "safetensors"), ("models.wheel",), id="gguf and safetensors: models/wheel"),
 ]  # fmt: skip
 
