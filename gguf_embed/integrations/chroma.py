@@ -27,7 +27,6 @@ _FOR_LIFE = ("model_name", "truncate_dim", "expect_fingerprint")
 _FOR_NOW = ("task", "truncate", "prefer")
 
 
-@register_embedding_function
 class GGUFEmbeddingFunction(EmbeddingFunction[Documents]):
     """Text embeddings on this machine: `query` with the model's query prompt, `add` with the document's.
 
@@ -103,3 +102,6 @@ class GGUFEmbeddingFunction(EmbeddingFunction[Documents]):
             raise ValueError(f"unknown options of {_NAME}: {', '.join(sorted(unknown))}")
         if not config.get("model_name"):
             raise ValueError(f"the configuration of {_NAME} names no model_name")
+
+
+register_embedding_function(GGUFEmbeddingFunction)

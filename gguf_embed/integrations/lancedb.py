@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from gguf_embed.integrations.shared import SharedModel, configured_model, missing_host
 
 try:
-    from lancedb.embeddings import TextEmbeddingFunction, register
+    from lancedb.embeddings import TextEmbeddingFunction, get_registry
 except ImportError as error:
     raise missing_host("lancedb", "lancedb", error) from error
 
@@ -24,7 +24,7 @@ from gguf_embed.integrations.fields import MACHINE_FIELDS, ModelFields
 __all__ = ["GGUFEmbeddings"]
 
 
-@register("gguf-embed")
+@get_registry().register("gguf-embed")
 class GGUFEmbeddings(ModelFields, TextEmbeddingFunction):
     """Text embeddings on this machine: searches with the model's query prompt, rows with the document's.
 

@@ -8,7 +8,7 @@ import pickle
 import pytest
 from animals import DOCUMENTS, MODEL, QUERY
 
-pytest.importorskip("langchain_core", reason="scripts/test-hosts runs this")
+pytest.importorskip("langchain_tests", reason="scripts/test-hosts runs this")
 from langchain_core.vectorstores import InMemoryVectorStore
 from langchain_tests.integration_tests import EmbeddingsIntegrationTests
 from langchain_tests.unit_tests import EmbeddingsUnitTests
