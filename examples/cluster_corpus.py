@@ -60,8 +60,14 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, default=Path("clusters.png"))
     options = parser.parse_args()
 
-    rows = [json.loads(line) for line in options.corpus.read_text(encoding="utf-8").splitlines()]
-    texts = [f"{row.get('title', '')}\n{row['text']}".strip() for row in rows]
+    try:
+        lines = options.corpus.read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in lines if line.strip()]
+        texts = [f"{row.get('title', '')}\n{row['text']}".strip() for row in rows]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        parser.error(f"{options.corpus} has to hold JSON objects with text, one a line: {error!r}")
+    if not 2 <= options.clusters < len(texts):
+        parser.error(f"--clusters is {options.clusters}; for {len(texts)} texts it is 2 to {len(texts) - 1}")
     titles = [row.get("title") or row["text"][:40] for row in rows]
     with Embedder(options.model) as model:
         vectors = model.encode_document(texts, truncate="end")

@@ -97,7 +97,10 @@ class EmbeddingServer:
 
 def main() -> None:
     """Show what is most like the first text; then kill the server as a crash would, and ask again."""
-    first, *others = sys.argv[1:] or ["A cat is asleep.", "The kitten naps.", "Rates rose."]
+    texts = sys.argv[1:] or ["A cat is asleep.", "The kitten naps.", "Rates rose."]
+    if len(texts) < 2:
+        sys.exit("give two texts or more: the first is compared with the others")
+    first, *others = texts
     with EmbeddingServer() as server:
         server.wait_until_ready()
         print(f"ready at {server.url}")

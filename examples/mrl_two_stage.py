@@ -214,8 +214,10 @@ def main() -> None:
         for row in rows:
             print(json.dumps(row))
         facts = {
-            "rows": n_rows, "dim": dim, "short": options.short, "recall@10 of the shortlist alone": round(float(short_recall), 4),
-            "in_memory_MiB": round(indexes["int8"].short.nbytes / 2**20), "int8_on_disk_MiB": round(indexes["int8"].full.nbytes / 2**20),
+            "rows": n_rows, "dim": dim, "short": options.short,
+            "recall@10 of the shortlist alone": round(float(short_recall), 4),
+            "in_memory_MiB": round(indexes["int8"].short.nbytes / 2**20),
+            "int8_on_disk_MiB": round(indexes["int8"].full.nbytes / 2**20),
             "float16_on_disk_MiB": round(indexes["float16"].full.nbytes / 2**20),
             "process_without_mapped_files_MiB": round(anonymous_bytes() / 2**20),
         }  # fmt: skip

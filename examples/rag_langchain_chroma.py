@@ -9,6 +9,7 @@ Needs: pip install "gguf-embed[langchain]" langchain-chroma langchain-text-split
 from __future__ import annotations
 
 import argparse
+import hashlib
 from pathlib import Path
 
 from langchain_chroma import Chroma
@@ -26,7 +27,8 @@ PROMPT = ChatPromptTemplate.from_template(
 def read_folder(folder: Path) -> list[Document]:
     """Cut every Markdown file below a folder into passages of at most 700 characters, at headings where it can."""
     splitter = RecursiveCharacterTextSplitter.from_language("markdown", chunk_size=700, chunk_overlap=80)
-    files = {str(path.relative_to(folder)): path.read_text(encoding="utf-8") for path in sorted(folder.rglob("*.md"))}
+    paths = sorted(folder.rglob("*.md"))
+    files = {str(path.relative_to(folder)): path.read_text(encoding="utf-8", errors="replace") for path in paths}
     return splitter.create_documents(list(files.values()), [{"file": name} for name in files])
 
 
@@ -43,11 +45,14 @@ def main() -> None:
 
     # Code and tables take more tokens than their characters let expect: what is still too long is cut, with a warning.
     embeddings = GGUFEmbeddings(**({"model": options.model} if options.model else {}), truncate="end")
-    store = Chroma(
-        "passages", embeddings, persist_directory=str(options.store), collection_metadata={"hnsw:space": "cosine"}
-    )
+    # One collection for each folder and each kind of vectors: those of another model or quantization do not compare.
+    fingerprint = embeddings.shared_model(embeddings.model).embedder.fingerprint
+    name = hashlib.sha256(f"{options.folder.resolve()} {fingerprint}".encode()).hexdigest()[:32]
+    space = {"hnsw:space": "cosine"}
+    store = Chroma(name, embeddings, persist_directory=str(options.store), collection_metadata=space)
     if not store.get(limit=1)["ids"]:
-        passages = read_folder(options.folder)
+        if not (passages := read_folder(options.folder)):
+            parser.error(f"there is no Markdown with text in {options.folder}")
         store.add_documents(passages)
         print(f"{len(passages)} passages are in {options.store}")
 

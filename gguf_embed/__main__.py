@@ -3,9 +3,7 @@
 It must not be imported.
 """
 
-import sys
-
 from gguf_embed.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -6,6 +6,7 @@ import importlib
 import pickle
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -82,6 +83,8 @@ def test_spellings_of_one_model_are_one_embedder(monkeypatch):
     for text in ("qwen3-embedding:4b", "Qwen3-Embedding-4B", "Qwen/Qwen3-Embedding-4B", configured_model()):
         assert SharedModel(model=text).embedder is one
     assert SharedModel(model="qwen3-embedding-4b", truncate_dim=256, task="t", truncate="end").embedder is one
+    monkeypatch.setenv("GGUF_EMBED_MODEL", "bge-m3")
+    assert SharedModel(model="qwen3-embedding-4b", device="auto").embedder is one
     others = [
         SharedModel(model="qwen3-embedding-4b:Q4_K_M"), SharedModel(model="qwen3-embedding-0.6b"),
         SharedModel(model="qwen3-embedding-4b", device="cpu"), SharedModel(model="qwen3-embedding-4b", memory="2GiB"),
@@ -99,6 +102,14 @@ def test_what_cannot_be_is_refused_before_anything_is_planned():
     for wrong in ({"truncate": "start"}, {"memory": "much"}, {"n_threads": 0}, {"device": "a b"}):
         with pytest.raises(ValueError, match=next(iter(wrong)) if "memory" not in wrong else "size"):
             SharedModel(model="qwen3-embedding-4b", **wrong)
+    with pytest.raises(ValueError, match="takes no task"):
+        SharedModel(model="all-minilm-l6-v2", task="t").check()
+    with pytest.raises(ValueError, match="prefer is 'best'; it is one of default"):
+        SharedModel(model="qwen3-embedding-4b", prefer="best")
+    for wrong in ({"n_threads": 2.5}, {"n_threads": True}, {"memory": 1 << 32}):
+        with pytest.raises(TypeError, match=next(iter(wrong))):
+            SharedModel(model="qwen3-embedding-4b", **wrong)
+    SharedModel(model="qwen3-embedding-4b", task="t").check()
     assert SharedModel(model="qwen3-embedding-4b", truncate_dim=64).dim == 64
     assert SharedModel(model="qwen3-embedding-4b").dim == 2560
 
@@ -127,18 +138,44 @@ def test_closing_frees_all_and_ends_nothing(starter_cache, loads):
 
 
 @pytest.mark.real
+def test_closing_while_others_embed_costs_them_nothing(starter_cache):
+    """A call that was about to ask a model that is closed loads it again."""
+    assert starter_cache.is_file()
+    shared = SharedModel(model=MODEL)
+    wanted = shared.queries([QUERY])[0]
+    until = time.monotonic() + 3
+
+    def ask():
+        n = 0
+        while time.monotonic() < until:
+            assert shared.queries([QUERY])[0] @ wanted > 0.9999
+            n += 1
+        return n
+
+    with ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(ask) for _ in range(3)]
+        while time.monotonic() < until:
+            close_shared_models()
+            time.sleep(0.2)
+    assert all(one.result() > 0 for one in asked)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("before", ["shared.documents(texts)", "Embedder(model).encode(texts)"])
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
-def test_a_forked_child_loads_a_model_of_its_own(starter_cache):
+def test_a_forked_child_loads_a_model_of_its_own(starter_cache, before):
     """Its parent's waits for threads that the child has not; the child's vectors are right."""
     assert starter_cache.is_file()
     code = (
         "import os, sys\n"
+        "from gguf_embed import Embedder\n"
         "from gguf_embed.integrations.shared import SharedModel\n"
-        f"shared = SharedModel(model={MODEL!r})\n"
-        f"before = shared.documents({DOCUMENTS!r})\n"
+        f"model, texts = {MODEL!r}, {DOCUMENTS!r}\n"
+        "shared = SharedModel(model=model)\n"
+        f"before = {before}\n"
         "child = os.fork()\n"
         "if child == 0:\n"
-        f"    again = shared.documents({DOCUMENTS!r})\n"
+        "    again = shared.documents(texts)\n"
         "    os._exit(0 if ((again * before).sum(1) > 0.9999).all() else 1)\n"
         "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"
     )

@@ -121,7 +121,7 @@ ARROWS = {
     "integrations.placement": ("errors", "fit", "fit.*", "integrations.placement"),
     "integrations*": (
         "errors", "config", "sizes", "vectors", "progress", "embedder", "encoding", "fit.planner", "models.catalog",
-        "models.refs", "models.registry", "integrations", "integrations.*",
+        "models.ladders", "models.refs", "models.registry", "integrations", "integrations.*",
     ),
     "quality*": (
         "", "errors", "config", "sizes", "vectors", "prompts", "progress", "embedder", "encoding", "fingerprints",

@@ -85,7 +85,8 @@ class GGUFEmbeddingFunction(EmbeddingFunction[Documents]):
             ValueError: the model or the dimension changes.
         """
         for key in _FOR_LIFE:
-            if key in new_config and old_config.get(key) != new_config[key]:
+            is_first_pin = key == "expect_fingerprint" and old_config.get(key) is None
+            if key in new_config and old_config.get(key) != new_config[key] and not is_first_pin:
                 raise ValueError(
                     f"{key} of a collection cannot change from {old_config.get(key)!r} to {new_config[key]!r}: the "
                     "vectors would not compare; make a new collection"

@@ -107,19 +107,17 @@ class GGUFDocumentEmbedder(_Embedder):
         progress_bar: bool = False,
         **options: Unpack[ModelKeywords],
     ) -> None:
+        if isinstance(meta_fields_to_embed, str):
+            raise TypeError(f"meta_fields_to_embed is {meta_fields_to_embed!r}; it is a list of names")
         _Embedder.__init__(self, model, **options)  # Haystack makes the class anew, which super() does not see
         self.meta_fields_to_embed, self.embedding_separator = list(meta_fields_to_embed), embedding_separator
         self.progress_bar = progress_bar
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a pipeline's file keeps."""
-        kept: dict[str, Any] = default_to_dict(
-            self,
-            **dataclasses.asdict(self._shared),
-            meta_fields_to_embed=self.meta_fields_to_embed,
-            embedding_separator=self.embedding_separator,
-            progress_bar=self.progress_bar,
-        )
+        names = ("meta_fields_to_embed", "embedding_separator", "progress_bar")
+        own = {name: getattr(self, name) for name in names}
+        kept: dict[str, Any] = default_to_dict(self, **dataclasses.asdict(self._shared), **own)
         return kept
 
     @component.output_types(documents=list[Document], meta=dict[str, Any])

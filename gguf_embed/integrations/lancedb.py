@@ -19,17 +19,17 @@ except ImportError as error:
 
 from pydantic import Field
 
-from gguf_embed.integrations.fields import MACHINE_FIELDS, ModelFields
+from gguf_embed.integrations.fields import VectorFields
 
 __all__ = ["GGUFEmbeddings"]
 
 
 @get_registry().register("gguf-embed")
-class GGUFEmbeddings(ModelFields, TextEmbeddingFunction):
+class GGUFEmbeddings(VectorFields, TextEmbeddingFunction):
     """Text embeddings on this machine: searches with the model's query prompt, rows with the document's.
 
-    Make it with `create`, as all of LanceDB's. A table keeps name, dimension, task and fingerprint, and not what speaks
-    of this machine.
+    Make it with `create`, as all of LanceDB's. A table keeps its options, and makes it anew from these; what speaks of
+    one machine is in that machine's config.toml.
 
     Args:
         name: a model reference; the configured one if not given.
@@ -55,17 +55,16 @@ class GGUFEmbeddings(ModelFields, TextEmbeddingFunction):
     def _shared(self) -> SharedModel:
         return self.shared_model(self.name)
 
-    def safe_model_dump(self) -> dict[str, Any]:
-        """Return what a table keeps."""
-        return {key: value for key, value in super().safe_model_dump().items() if key not in MACHINE_FIELDS}
-
     def ndims(self) -> int:
         """Return the components of a vector."""
         return self._shared.dim
 
-    def generate_embeddings(self, texts: list[str] | NDArray[Any], *_: Any, **__: Any) -> list[NDArray[np.float32]]:
-        """Embed rows: (dim,) float32 each, of unit length."""
-        return list(self._shared.documents([str(text) for text in texts]))
+    def generate_embeddings(
+        self, texts: list[str | None] | NDArray[Any], *_: Any, **__: Any
+    ) -> list[NDArray[np.float32] | None]:
+        """Embed rows: (dim,) float32 each, of unit length; None for a null."""
+        rows = iter(self._shared.documents([text for text in texts if text is not None]))
+        return [None if text is None else next(rows) for text in texts]
 
     def compute_query_embeddings(self, query: str, *_: Any, **__: Any) -> list[NDArray[np.float32]]:
         """Embed a search query, or a list of them: (dim,) float32 each, of unit length."""

@@ -53,7 +53,7 @@ class GGUFEmbeddingModel(llm.EmbeddingModel):
 
     def embed_batch(self, items: Iterable[str | bytes], **_: Any) -> Iterator[list[float]]:
         """Embed texts: documents, or queries where `llm similar` asks; `dim` floats of unit length each."""
-        texts = [str(item) for item in items]
+        texts: list[Any] = list(items)  # what is no str is refused by its position
         rows = self._shared.queries(texts) if _is_searching.get() else self._shared.documents(texts)
         return iter(rows.tolist())
 

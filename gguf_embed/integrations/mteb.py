@@ -56,32 +56,34 @@ class GGUFEncoder:
         instructions: bool = False,
         reference: str | None = None,
     ) -> None:
-        if isinstance(model_name, Embedder):
-            self._embedder = model_name
-        else:
+        self._model: Any = model_name
+        if not isinstance(model_name, Embedder):
             reference = reference or model_name
-            self._embedder = SharedModel(model=reference, device=device).embedder
+            self._model = SharedModel(model=reference, device=device)
         self._truncate, self._truncate_dim, self._instructions = truncate, truncate_dim, instructions
-        how = {"truncate_dim": truncate_dim, "instructions": instructions, "reference": reference}
-        self.mteb_model_meta = _model_meta(self._embedder, revision, {key: how[key] for key in how if how[key]})
+        how = {"truncate_dim": truncate_dim, "instructions": instructions, "truncate": truncate}
+        vectors = {key: value for key, value in how.items() if value not in (None, False, "error")}
+        again = None if reference is None else {"reference": reference, "device": device}
+        self.mteb_model_meta = _model_meta(self._embedder, revision, vectors, again)
+
+    @property
+    def _embedder(self) -> Embedder:
+        found: Embedder = self._model.embedder if isinstance(self._model, SharedModel) else self._model
+        return found
 
     def encode(
         self,
         inputs: Iterable[dict[str, Any]],
         *,
         task_metadata: Any = None,
-        hf_split: str = "",  # noqa: ARG002 - mteb's words
-        hf_subset: str = "",  # noqa: ARG002
         prompt_type: Any = None,
-        **_kwargs: Any,
+        **_split_and_batches: Any,
     ) -> NDArray[np.float32]:
         """Embed batches.
 
         Args:
             inputs: each with a list of texts under "text".
             task_metadata: has the task's instruction.
-            hf_split: not looked at.
-            hf_subset: not looked at.
             prompt_type: mteb's PromptType.query or PromptType.document; None for neither.
 
         Returns:
@@ -95,8 +97,7 @@ class GGUFEncoder:
             truncate=self._truncate,
             truncate_dim=self._truncate_dim,
         )
-        rows: NDArray[np.float32] = self._embedder.report(texts, options).embeddings
-        return rows
+        return np.asarray(self._embedder.report(texts, options).embeddings)
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
         """Return the cosine of every vector of one with every one of the other, as mteb computes it."""
@@ -127,22 +128,22 @@ def model_meta(model_name: str, *, truncate_dim: int | None = None, instructions
     return GGUFEncoder(model_name, truncate_dim=truncate_dim, instructions=instructions).mteb_model_meta
 
 
-def _model_meta(embedder: Embedder, revision: str | None, how: dict[str, Any]) -> Any:
+def _model_meta(embedder: Embedder, revision: str | None, vectors: dict[str, Any], again: dict[str, Any] | None) -> Any:
     spec = load_registry(load_config().config_dir / "models.toml").find(embedder.model_id)
     quant = embedder.plan.quant
     known = {} if spec is None else {"max_tokens": spec.max_tokens, "adapted_from": spec.base_repo}
     return ModelMeta.create_empty(
         overwrites={
-            "loader": GGUFEncoder if "reference" in how else None,
-            "loader_kwargs": how,
+            "loader": None if again is None else GGUFEncoder,  # an Embedder of the caller's cannot be made again
+            "loader_kwargs": vectors | (again or {}),
             "name": f"gguf-embed/{embedder.model_id.replace('/', '--')}",
             "revision": revision or quant or "unknown",
-            "embed_dim": how.get("truncate_dim") or embedder.n_embd,
+            "embed_dim": vectors.get("truncate_dim") or embedder.n_embd,
             "framework": ["GGUF"],
             "open_weights": True,
             "similarity_fn_name": ScoringFunction.COSINE,
             "use_instructions": embedder.prompts.query_template is not None,
-            "experiment_kwargs": {key: how[key] for key in how if key != "reference"} or None,
+            "experiment_kwargs": vectors or None,
             **known,
         }
     )

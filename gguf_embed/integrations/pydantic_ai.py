@@ -67,6 +67,7 @@ class GGUFEmbeddingModel(EmbeddingModel):
             A list of `dim` floats of unit length for each, and the tokens used.
 
         Raises:
+            TypeError: truncate is no bool.
             ValueError: a setting that cannot be honoured here.
             GGUFEmbedError: a text cannot be embedded.
         """
@@ -96,6 +97,8 @@ class GGUFEmbeddingModel(EmbeddingModel):
         changes: dict[str, object] = {}
         if settings.get("dimensions") is not None:
             changes["truncate_dim"] = settings["dimensions"]
-        if settings.get("truncate") is not None:
-            changes["truncate"] = "end" if settings["truncate"] else "error"
+        if (cuts := settings.get("truncate")) is not None:
+            if not isinstance(cuts, bool):
+                raise TypeError(f"settings has truncate={cuts!r}; it is True or False")
+            changes["truncate"] = "end" if cuts else "error"
         return dataclasses.replace(self._shared, **changes) if changes else self._shared  # type: ignore[arg-type]

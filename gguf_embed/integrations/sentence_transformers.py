@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gguf_embed import vectors
-from gguf_embed.integrations.shared import SharedModel, configured_model, missing_host
+from gguf_embed.errors import MissingExtraError
+from gguf_embed.integrations.shared import SharedModel, configured_model
 
 __all__ = ["SentenceTransformer"]
 
@@ -49,11 +50,13 @@ class SentenceTransformer:
         truncate_dim: int | None = None,
         truncate: str = "error",
     ) -> None:
-        self._shared = SharedModel(model=model_name_or_path or configured_model(), device=device, truncate=truncate)
-        self.truncate_dim, self.default_prompt_name = truncate_dim, default_prompt_name
+        name = model_name_or_path or configured_model()
+        self._shared = SharedModel(model=name, device=device, truncate=truncate, truncate_dim=truncate_dim)
+        self._shared.check()
+        self.default_prompt_name = default_prompt_name
         own = self._shared.embedder.prompts
         self.prompts = {"query": own.query, "document": own.document, **dict(own.others), **(prompts or {})}
-        self._prompt(default_prompt_name, None)
+        self._prompt(default_prompt_name, None)  # refuses one that is not there
 
     @property
     def max_seq_length(self) -> int:
@@ -62,7 +65,7 @@ class SentenceTransformer:
 
     def get_embedding_dimension(self) -> int:
         """Return the components of a vector."""
-        return self.truncate_dim or self._shared.embedder.n_embd
+        return self._shared.dim
 
     get_sentence_embedding_dimension = get_embedding_dimension  # its name before version 6
 
@@ -74,7 +77,7 @@ class SentenceTransformer:
         batch_size: int | None = None,
         show_progress_bar: bool | None = None,
         *,
-        precision: str = "float32",
+        precision: str | None = "float32",
         convert_to_numpy: bool = True,
         convert_to_tensor: bool = False,
         normalize_embeddings: bool = True,
@@ -88,7 +91,7 @@ class SentenceTransformer:
             prompt: put before each text; wins over prompt_name.
             batch_size: at most this many texts a decode.
             show_progress_bar: draw one on stderr.
-            precision: "float32", "float16", "int8", "uint8", "binary" or "ubinary".
+            precision: "float32", also where it is None, "float16", "int8", "uint8", "binary" or "ubinary".
             convert_to_numpy: False for torch tensors: a list of rows, or the one row.
             convert_to_tensor: give one torch tensor.
             normalize_embeddings: give rows unit length.
@@ -107,15 +110,14 @@ class SentenceTransformer:
             prompt=self._prompt(prompt_name or self.default_prompt_name, prompt),
             batch_size=batch_size,
             show_progress_bar=bool(show_progress_bar),
-            precision=precision,
+            precision=precision or "float32",
             normalize_embeddings=normalize_embeddings,
-            truncate_dim=truncate_dim or self.truncate_dim,
+            truncate_dim=self._shared.truncate_dim if truncate_dim is None else truncate_dim,
             truncate=self._shared.truncate,
         )
-        if convert_to_numpy and not convert_to_tensor:
-            return rows
-        tensor = _tensor(rows)
-        return tensor if convert_to_tensor or isinstance(inputs, str) else list(tensor)
+        if convert_to_tensor or (isinstance(inputs, str) and not convert_to_numpy):
+            return _tensor(rows)
+        return rows if convert_to_numpy else list(_tensor(rows))
 
     def encode_query(self, inputs: str | Sequence[str], prompt_name: str | None = None, **options: Any) -> Any:
         """Embed search queries: as `encode`, with the prompt "query"."""
@@ -134,16 +136,14 @@ class SentenceTransformer:
         return vectors.similarity_pairwise(embeddings1, embeddings2)
 
     def _prompt(self, prompt_name: str | None, prompt: str | None) -> str | None:
-        if prompt is not None or prompt_name is None:
-            return prompt
-        if prompt_name not in self.prompts:
+        if prompt is None and prompt_name not in (None, *self.prompts):
             raise ValueError(f"prompt_name is {prompt_name!r}; it is one of {', '.join(self.prompts)}")
-        return self.prompts[prompt_name]
+        return self.prompts[prompt_name] if prompt is None and prompt_name is not None else prompt
 
 
 def _tensor(rows: NDArray[Any]) -> Any:
     try:
         import torch  # noqa: PLC0415 - whoever asks for a tensor has it
     except ImportError as error:
-        raise missing_host("torch", "mteb", error) from error
+        raise MissingExtraError(f"tensors need torch ({error}); run: pip install torch", extra="torch") from error
     return torch.from_numpy(rows)

@@ -6,6 +6,7 @@ It must not know any host.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -18,9 +19,10 @@ from numpy.typing import NDArray
 from gguf_embed.config import load_config
 from gguf_embed.embedder import Embedder
 from gguf_embed.encoding import EmbedReport, EncodeOptions
-from gguf_embed.errors import MissingExtraError
+from gguf_embed.errors import ClosedError, MissingExtraError
 from gguf_embed.fit.planner import Limits
 from gguf_embed.models.catalog import Catalog
+from gguf_embed.models.ladders import PREFERENCES
 from gguf_embed.models.refs import Reference
 from gguf_embed.sizes import parse_size
 
@@ -36,12 +38,12 @@ class _Pool:
         self.lock = threading.Lock()
 
     def begin_in_fork(self) -> None:
-        """Start afresh in a forked child, where OpenMP waits for ever for the threads that its parent computed with.
+        """Start afresh in a forked child, where OpenMP waits for ever for threads that its parent computed with.
 
-        Source: libgomp, GCC bug 58378; what the child needs runs in a process that is not forked.
+        Source: libgomp, GCC bug 58378. Who used OpenMP in the parent cannot be known, so a child computes in a process
+        that is not forked.
         """
-        self.isolation = "process" if self.embedders else self.isolation
-        self.embedders, self.lock = {}, threading.Lock()
+        self.isolation, self.embedders, self.lock = "process", {}, threading.Lock()
 
 
 _pool = _Pool()
@@ -76,6 +78,7 @@ class SharedModel:
         expect_fingerprint: of vectors made before; any others are refused with a FingerprintError.
 
     Raises:
+        TypeError: an option is of another type.
         ValueError: an option cannot be used.
     """
 
@@ -90,6 +93,12 @@ class SharedModel:
     expect_fingerprint: str | None = None
 
     def __post_init__(self) -> None:
+        for name, kind in (("memory", str), ("n_threads", int), ("task", str)):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+                raise TypeError(f"{name} is {value!r}; it is {'a whole number' if kind is int else 'a str'}")
+        if self.prefer not in PREFERENCES:
+            raise ValueError(f"prefer is {self.prefer!r}; it is one of {', '.join(PREFERENCES)}")
         self._options("query")
         self._limits()
 
@@ -104,7 +113,8 @@ class SharedModel:
         """
         config = load_config()
         reference = Catalog(config).parse(self.model)
-        key = (config, *_identity(reference), self.prefer, self._limits(), self.expect_fingerprint)
+        place = dataclasses.replace(config, model="")  # which model is the configured one makes no difference
+        key = (place, *_identity(reference), self.prefer, self._limits().over(config), self.expect_fingerprint)
         with _pool.lock:
             if key not in _pool.embedders:
                 _pool.embedders[key] = Embedder(
@@ -120,17 +130,19 @@ class SharedModel:
             UnknownModelError: nothing answers to `model`.
             UnknownQuantError: the model is known, the quantization is not.
             DimensionError: the model was not trained for truncate_dim.
-            ValueError: an option cannot be used.
+            ValueError: the model takes no task, or expect_fingerprint is none.
         """
-        Embedder(
+        model = Embedder(
             self.model, limits=self._limits(), prefer=self.prefer, truncate_dim=self.truncate_dim,
             expect_fingerprint=self.expect_fingerprint,
         )  # fmt: skip
+        if self.task is not None and model.prompts.query_template is None:
+            raise ValueError(f"{self.model} takes no task, so {self.task!r} has no place; leave task out")
 
     @property
     def dim(self) -> int:
         """Components of the vectors."""
-        return self.truncate_dim or self.embedder.n_embd
+        return self.embedder.n_embd if self.truncate_dim is None else self.truncate_dim
 
     def queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Embed search queries, with the model's query prompt.
@@ -160,7 +172,14 @@ class SharedModel:
         Raises:
             Exception: as Embedder.encode_query.
         """
-        return self.embedder.report(texts, self._options(kind), on_batch=on_batch)
+        while True:
+            embedder = self.embedder
+            try:
+                return embedder.report(texts, self._options(kind), on_batch=on_batch)
+            except ClosedError:
+                if self.embedder is embedder:
+                    raise
+                # close_shared_models() came between: what is loaded now is another one
 
     def _options(self, kind: str) -> EncodeOptions:
         return EncodeOptions(

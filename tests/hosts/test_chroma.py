@@ -76,7 +76,9 @@ def test_what_may_not_change(tmp_path, host_model):
         function.validate_config_update(kept, kept | {"model_name": "bge-m3"})
     with pytest.raises(ValueError, match="truncate_dim"):
         function.validate_config_update(kept, kept | {"truncate_dim": 64})
-    function.validate_config_update(kept, kept | {"truncate": "end"})
+    function.validate_config_update(kept, kept | {"truncate": "end", "expect_fingerprint": "0" * 32})
+    with pytest.raises(ValueError, match="expect_fingerprint"):
+        function.validate_config_update(kept | {"expect_fingerprint": "0" * 32}, kept | {"expect_fingerprint": None})
     with pytest.raises(ValueError, match="unknown options of gguf-embed: dims"):
         GGUFEmbeddingFunction.validate_config(kept | {"dims": 3})
     client = chromadb.PersistentClient(tmp_path / "db")

@@ -41,6 +41,10 @@ def test_rag(run, tmp_path):
     assert "2 passages are in rag.chroma" in printed
     assert re.search(r"^0\.\d\d  cat\.md: # The cat", printed, re.MULTILINE)
     assert "[cat.md]\n# The cat" in printed
+    others = tmp_path / "others"
+    others.mkdir()
+    (others / "dog.md").write_text("# The dog\n\nThe dog sleeps in the kitchen.\n")
+    assert "cat.md" not in run("rag_langchain_chroma.py", str(others), "Where does the cat sleep?")
     again = run("rag_langchain_chroma.py", str(notes), "Who raised the rate?")
     assert "passages are in" not in again
     assert again.index("bank.md") < again.index("cat.md")
@@ -85,6 +89,24 @@ def test_desktop_app(run):
     assert printed[0].startswith("ready at http://127.0.0.1:")
     assert printed[1:3] == printed[3:5]
     assert printed[1].endswith("The kitten naps.")
+
+
+def test_wrong_arguments_are_said_in_a_line(run, tmp_path):
+    """A folder without Markdown, a file that is none, more clusters than texts, one text alone."""
+    run("desktop_app.py", "a", "b")
+    (tmp_path / "two.jsonl").write_text('{"text": "a"}\n\n{"text": "b"}\n')
+    for words, said in [
+        (["rag_langchain_chroma.py", str(tmp_path / "none"), "q"], "there is no Markdown with text in"),
+        (["cluster_corpus.py", str(tmp_path / "none.jsonl")], "has to hold JSON objects with text"),
+        (["cluster_corpus.py", str(tmp_path / "two.jsonl")], "for 2 texts it is 2 to 1"),
+        (["desktop_app.py", "one"], "give two texts or more"),
+    ]:
+        done = subprocess.run(
+            [sys.executable, EXAMPLES / words[0], *words[1:]], capture_output=True, text=True, check=False
+        )
+        assert done.returncode != 0
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_every_example_is_tested():

@@ -80,6 +80,8 @@ def test_what_is_wrong_is_said(host_model):
         GGUFTextEmbedder(host_model).run([Document(content="a")])
     with pytest.raises(TypeError, match="GGUFTextEmbedder"):
         GGUFDocumentEmbedder(host_model).run("a")
+    with pytest.raises(TypeError, match="meta_fields_to_embed is 'title'; it is a list"):
+        GGUFDocumentEmbedder(host_model, meta_fields_to_embed="title")
     with pytest.raises(UnknownModelError):
         GGUFTextEmbedder("qwen3-embeding-4b")
 

@@ -55,7 +55,10 @@ def test_it_survives_what_hosts_do_to_it(host_model, expected, same):
 
 
 @pytest.mark.usefixtures("host_model")
-def test_a_model_that_nobody_knows():
-    """Is refused when it is made."""
+def test_what_is_wrong_is_said():
+    """A model that nobody knows and an option that there is not, when it is made; another host's word is one."""
     with pytest.raises(UnknownModelError):
         GGUFEmbedding(model_name="qwen3-embeding-4b")
+    for wrong in ({"model": "bge-m3"}, {"truncate_dims": 64}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            GGUFEmbedding(**wrong)

@@ -69,6 +69,9 @@ def test_from_python(host_model, expected, same, loads):
     assert len(loads) == 1
     with pytest.raises(ValueError, match="binary"):
         model.embed(b"\x00")
+    for wrong in (None, 3, ["a"]):
+        with pytest.raises(TypeError):
+            model.embed(wrong)
 
 
 def test_what_is_wrong_is_one_line(shell, tmp_path):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 from animals import DOCUMENTS, QUERY
@@ -19,6 +22,7 @@ from mteb.types import PromptType
 
 from gguf_embed import Embedder, UnknownModelError
 from gguf_embed.integrations.mteb import GGUFEncoder, model_meta
+from gguf_embed.integrations.shared import close_shared_models
 from gguf_embed.quality.datasets import load_sample
 from gguf_embed.quality.tasks import find_tasks, run_tasks
 
@@ -74,6 +78,18 @@ def test_mteb_takes_it_for_an_encoder(host_model, expected):
     assert cosines.ravel() == pytest.approx(expected.documents @ expected.query, abs=1e-5)
     pairs = np.asarray(encoder.similarity_pairwise(expected.documents, expected.documents))
     assert pairs == pytest.approx([1, 1, 1], abs=1e-5)
+
+
+def test_it_is_copied_and_made_again_as_it_was(host_model, loads):
+    """With its options; a copy holds no model, and closing all models ends none."""
+    encoder = GGUFEncoder(host_model, truncate="end", device="cpu")
+    again = encoder.mteb_model_meta.load_model()
+    for one in (again, copy.deepcopy(encoder), pickle.loads(pickle.dumps(encoder))):
+        assert one.encode([{"text": ["word " * 600]}]).shape == (1, 384)
+    assert encoder.mteb_model_meta.experiment_kwargs == {"truncate": "end"}
+    assert len(loads) == 1
+    close_shared_models()
+    assert encoder.encode([{"text": [QUERY]}]).shape == (1, 384)
 
 
 def test_instructions_of_tasks(qwen3_host):

@@ -42,6 +42,8 @@ def test_settings(host_model):
     with pytest.raises(TextTooLongError):
         embedder.embed_query_sync("word " * 600)
     assert len(embedder.embed_query_sync("word " * 600, settings={"truncate": True}).embeddings) == 1
+    with pytest.raises(TypeError, match="truncate='error'"):
+        embedder.embed_query_sync(QUERY, settings={"truncate": "error"})
     with pytest.raises(ValueError, match="extra_headers"):
         embedder.embed_query_sync(QUERY, settings={"extra_headers": {"a": "b"}})
 

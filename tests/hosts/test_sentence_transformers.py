@@ -12,7 +12,7 @@ theirs = pytest.importorskip("sentence_transformers", reason="scripts/test-hosts
 torch = pytest.importorskip("torch")
 from sentence_transformers import util
 
-from gguf_embed import UnknownModelError
+from gguf_embed import DimensionError, UnknownModelError
 from gguf_embed.integrations.sentence_transformers import SentenceTransformer
 
 
@@ -52,6 +52,7 @@ def test_shapes_and_similarity():
     assert (one.shape, many.shape, model.encode([]).shape) == ((64,), (2, 64), (0, 64))
     assert [row.shape for row in model.encode(["a", "b"], convert_to_numpy=False)] == [(64,), (64,)]
     assert model.encode(["a", "b"], precision="ubinary").dtype == np.uint8
+    assert model.encode("a", precision=None, truncate_dim=32).shape == (32,)
     cosines = model.similarity(many, many)
     assert np.allclose(cosines, util.cos_sim(many, many).numpy(), atol=1e-5)
     assert np.allclose(model.similarity_pairwise(many, many), 1, atol=1e-5)
@@ -72,6 +73,11 @@ def test_what_is_wrong_is_said():
     """An unknown model, prompt or keyword."""
     with pytest.raises(UnknownModelError):
         SentenceTransformer("qwen3-embeding-4b")
+    for dim in (0, -1, 20):
+        with pytest.raises(DimensionError):
+            SentenceTransformer(truncate_dim=dim)
+        with pytest.raises(DimensionError):
+            SentenceTransformer().encode("a", truncate_dim=dim)
     with pytest.raises(ValueError, match="prompt_name is 'qery'; it is one of query, document"):
         SentenceTransformer().encode("a", "qery")
     with pytest.raises(ValueError, match="'qery'"):
