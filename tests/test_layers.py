@@ -118,10 +118,11 @@ ARROWS = {
         "models.catalog",
         "native.child", "native.reference", "bench", "bench.*",
     ),
-    "integrations.placement": ("errors", "fit", "fit.*", "integrations.placement"),
+    "integrations.placement": ("errors", "sizes", "fit", "fit.*"),
     "integrations*": (
-        "errors", "config", "sizes", "vectors", "progress", "embedder", "encoding", "fit.planner", "models.catalog",
-        "models.ladders", "models.refs", "models.registry", "integrations", "integrations.*",
+        "errors", "config", "sizes", "vectors", "progress", "embedder", "encoding", "fit.hardware", "fit.plan",
+        "fit.planner", "models.catalog", "models.ladders", "models.refs", "models.registry", "stream.results",
+        "integrations", "integrations.*",
     ),
     "quality*": (
         "", "errors", "config", "sizes", "vectors", "prompts", "progress", "embedder", "encoding", "fingerprints",
@@ -198,7 +199,7 @@ def test_nothing_but_the_command_line_imports_the_command_line():
 GRAMMARS = ("bash", "c", "c_sharp", "cpp", "go", "java", "javascript", "php", "python", "ruby", "rust", "typescript")
 HOSTS = [("langchain_core", "langchain"), ("llama_index", "llama_index"), ("chromadb", "chroma"),
          ("haystack", "haystack"), ("lancedb", "lancedb"), ("llm", "llm_plugin"), ("pydantic_ai", "pydantic_ai"),
-         ("ray", "ray_data")]  # fmt: skip
+         ("ray", "ray_survey")]  # fmt: skip
 SOLE_HOMES = [
     pytest.param(("llama_cpp", "ctypes"), ("native.*",), id="llama_cpp and ctypes: native"),
     pytest.param(("huggingface_hub", "httpx", "requests", "urllib.request"),
