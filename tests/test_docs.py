@@ -85,6 +85,7 @@ SKIPS = (
     Skip(page="docs/coming-from/fastembed.md", needle="gguf-embed serve", reason=RUNS_ON),
     Skip(page="docs/coming-from/llama-cpp-python.md", needle="llama_cpp.server", reason=RUNS_ON),
     Skip(page="docs/coming-from/llama-cpp-python.md", needle="gguf-embed serve", reason=RUNS_ON),
+    Skip(page="docs/examples.md", needle="mrl_two_stage", reason=HOSTS),
     Skip(page="docs/adapters.md", needle="", reason=HOSTS),
     Skip(page="docs/ray.md", needle="", reason=HOSTS),
 )
