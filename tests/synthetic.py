@@ -300,3 +300,27 @@ def _finish(
         writer.write_tensors_to_file()
         writer.close()
     return path
+
+
+def register_qwen3(config_dir: Path, path: Path) -> None:
+    """Give a file of write_qwen3 an entry in a user's registry: prompts, a task, and MRL 32..256."""
+    config_dir.mkdir(exist_ok=True)
+    entry = f"""schema = 1
+[models.synthetic-qwen3]
+base_repo = "someone/synthetic-qwen3"
+license = "MIT"
+arch = "qwen3"
+pooling_type = "last"
+add_eos = true
+n_embd = 256
+max_tokens = 1024
+matryoshka = {{ min = 32, max = 256 }}
+ladder = ["F32"]
+prompts = {{ query = "Instruct: the task\\nQuery:", query_template = "Instruct: {{task}}\\nQuery:{{text}}" }}
+
+[[models.synthetic-qwen3.files]]
+quant = "F32"
+repo = "someone/synthetic-qwen3-GGUF"
+file = "{path.name}"
+"""
+    (config_dir / "models.toml").write_text(entry, encoding="utf-8")

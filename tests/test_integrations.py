@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from animals import DOCUMENTS, MODEL, QUERY
 
-from gguf_embed import DimensionError, MissingExtraError, UnknownModelError, model
+from gguf_embed import DimensionError, MissingExtraError, UnknownModelError
 from gguf_embed.integrations.shared import SharedModel, close_shared_models, configured_model
 
 ADAPTERS = {
@@ -33,21 +33,6 @@ def _closed():
     """No model outlives its test."""
     yield
     close_shared_models()
-
-
-@pytest.fixture
-def loads(monkeypatch):
-    """How often a model was loaded."""
-    paths = []
-    real = model.open_session
-
-    def counted(*arguments, **options):
-        session, opened = real(*arguments, **options)
-        paths.append(opened.path)
-        return session, opened
-
-    monkeypatch.setattr(model, "open_session", counted)
-    return paths
 
 
 @pytest.mark.parametrize("name", ADAPTERS)

@@ -12,7 +12,7 @@ import pytest
 import synthetic
 from animals import DOCUMENTS, MODEL, QUERY
 
-from gguf_embed import Embedder, model
+from gguf_embed import Embedder
 from gguf_embed.integrations.shared import close_shared_models
 
 
@@ -55,25 +55,7 @@ def host_model(tmp_path, starter_cache, monkeypatch):
 def qwen3_host(tmp_path, monkeypatch):
     """A synthetic Qwen3, whose query prompt takes a task."""
     path = synthetic.write_qwen3(tmp_path / "synthetic-qwen3-F32.gguf")
-    config = tmp_path / "config"
-    config.mkdir(exist_ok=True)
-    (config / "models.toml").write_text(f"""schema = 1
-[models.synthetic-qwen3]
-base_repo = "someone/synthetic-qwen3"
-license = "MIT"
-arch = "qwen3"
-pooling_type = "last"
-add_eos = true
-n_embd = 256
-max_tokens = 1024
-ladder = ["F32"]
-prompts = {{ query = "Instruct: the task\\nQuery:", query_template = "Instruct: {{task}}\\nQuery:{{text}}" }}
-
-[[models.synthetic-qwen3.files]]
-quant = "F32"
-repo = "someone/synthetic-qwen3-GGUF"
-file = "{path.name}"
-""", encoding="utf-8")  # fmt: skip
+    synthetic.register_qwen3(tmp_path / "config", path)
     yield str(path)
     close_shared_models()
 
@@ -89,21 +71,6 @@ def expected(host_model):
         )
     assert made.query @ made.query_as_document < 0.97
     return made
-
-
-@pytest.fixture
-def loads(monkeypatch):
-    """Every load of a model in this process, by file."""
-    paths = []
-    real = model.open_session
-
-    def counted(*arguments, **options):
-        session, opened = real(*arguments, **options)
-        paths.append(opened.path)
-        return session, opened
-
-    monkeypatch.setattr(model, "open_session", counted)
-    return paths
 
 
 @pytest.fixture

@@ -63,25 +63,5 @@ def golden() -> Any:
 @pytest.fixture
 def registered(tmp_path: Path, qwen3: Path) -> Path:
     """Give the synthetic Qwen3 an entry in the user's registry: prompts and MRL 32..256."""
-    config = tmp_path / "config"
-    config.mkdir(exist_ok=True)
-    entry = f"""schema = 1
-[models.synthetic-qwen3]
-base_repo = "someone/synthetic-qwen3"
-license = "MIT"
-arch = "qwen3"
-pooling_type = "last"
-add_eos = true
-n_embd = 256
-max_tokens = 1024
-matryoshka = {{ min = 32, max = 256 }}
-ladder = ["F32"]
-prompts = {{ query = "Instruct: the task\\nQuery:", query_template = "Instruct: {{task}}\\nQuery:{{text}}" }}
-
-[[models.synthetic-qwen3.files]]
-quant = "F32"
-repo = "someone/synthetic-qwen3-GGUF"
-file = "{qwen3.name}"
-"""
-    (config / "models.toml").write_text(entry, encoding="utf-8")
+    synthetic.register_qwen3(tmp_path / "config", qwen3)
     return qwen3
