@@ -70,7 +70,7 @@ def test_a_null_has_no_vector(tmp_path, host_model, same, expected):
 
     class Note(LanceModel):
         text: str | None = function.SourceField()
-        vector: Vector(function.ndims(), nullable=True) | None = function.VectorField(default=None)
+        vector: Vector(function.ndims(), nullable=True) = function.VectorField(default=None)
 
     assert function.compute_source_embeddings([None, DOCUMENTS[0]])[0] is None
     table = lancedb.connect(tmp_path / "db").create_table("notes", schema=Note)
