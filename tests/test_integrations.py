@@ -39,6 +39,8 @@ def _closed():
 def test_a_missing_host_is_one_line_with_the_pip_command(name, monkeypatch):
     """Importing the adapter says which extra brings its host, and keeps the cause."""
     host, extra = ADAPTERS[name]
+    for known in [one for one in sys.modules if one.startswith(f"{host}.")]:  # another test may have imported it
+        monkeypatch.delitem(sys.modules, known)
     monkeypatch.setitem(sys.modules, host, None)
     monkeypatch.delitem(sys.modules, f"gguf_embed.integrations.{name}", raising=False)
     with pytest.raises(MissingExtraError) as caught:
