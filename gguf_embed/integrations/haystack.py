@@ -45,8 +45,7 @@ class _Embedder:
         return made
 
     def _meta(self, n_tokens: int) -> dict[str, Any]:
-        usage = {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
-        return {"model": self._shared.model, "usage": usage}
+        return {"model": self._shared.model, "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens}}
 
 
 @component
@@ -91,7 +90,7 @@ class GGUFDocumentEmbedder(_Embedder):
         meta_fields_to_embed: names of what stands in a document's `meta` and goes before its content.
         embedding_separator: between those and the content.
         progress_bar: draw one on stderr.
-        options: those of SharedModel.
+        options: those of SharedModel, but for task.
 
     Raises:
         UnknownModelError: nothing answers to `model`.
@@ -109,14 +108,15 @@ class GGUFDocumentEmbedder(_Embedder):
     ) -> None:
         if isinstance(meta_fields_to_embed, str):
             raise TypeError(f"meta_fields_to_embed is {meta_fields_to_embed!r}; it is a list of names")
+        if options.get("task") is not None:
+            raise ValueError(f"task is {options['task']!r}; documents have none, it goes to GGUFTextEmbedder")
         _Embedder.__init__(self, model, **options)  # Haystack makes the class anew, which super() does not see
         self.meta_fields_to_embed, self.embedding_separator = list(meta_fields_to_embed), embedding_separator
         self.progress_bar = progress_bar
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a pipeline's file keeps."""
-        names = ("meta_fields_to_embed", "embedding_separator", "progress_bar")
-        own = {name: getattr(self, name) for name in names}
+        own = {key: vars(self)[key] for key in ("meta_fields_to_embed", "embedding_separator", "progress_bar")}
         kept: dict[str, Any] = default_to_dict(self, **dataclasses.asdict(self._shared), **own)
         return kept
 

@@ -82,6 +82,8 @@ def test_what_is_wrong_is_said(host_model):
         GGUFDocumentEmbedder(host_model).run("a")
     with pytest.raises(TypeError, match="meta_fields_to_embed is 'title'; it is a list"):
         GGUFDocumentEmbedder(host_model, meta_fields_to_embed="title")
+    with pytest.raises(ValueError, match="documents have none, it goes to GGUFTextEmbedder"):
+        GGUFDocumentEmbedder(host_model, task="find")
     with pytest.raises(UnknownModelError):
         GGUFTextEmbedder("qwen3-embeding-4b")
 
