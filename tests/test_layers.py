@@ -121,7 +121,7 @@ ARROWS = {
     "integrations.placement": ("errors", "sizes", "fit", "fit.*"),
     "integrations*": (
         "errors", "config", "sizes", "vectors", "progress", "embedder", "encoding", "fit.hardware", "fit.plan",
-        "fit.planner", "models.catalog", "models.ladders", "models.refs", "models.registry", "stream.results",
+        "fit.planner", "models.catalog", "models.ladders", "models.refs", "stream.results",
         "integrations", "integrations.*",
     ),
     "quality*": (

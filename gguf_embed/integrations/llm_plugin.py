@@ -15,7 +15,7 @@ from typing import Any
 from gguf_embed.config import load_config
 from gguf_embed.errors import GGUFEmbedError
 from gguf_embed.integrations.shared import SharedModel, missing_host
-from gguf_embed.models.registry import load_registry
+from gguf_embed.models.catalog import Catalog
 
 try:
     import click
@@ -67,7 +67,7 @@ class GGUFEmbeddingModel(llm.EmbeddingModel):
 def register_embedding_models(register: Any) -> None:
     """Add the models of the registry, the user's own models.toml included."""
     try:
-        models = load_registry(load_config().config_dir / "models.toml").models
+        models = Catalog(load_config()).registry.models
     except GGUFEmbedError as error:  # a mistake in a file of ours is no reason for `llm` not to start
         logger.warning("no model of gguf-embed is here: %s", error)
         return

@@ -15,7 +15,7 @@ from gguf_embed.config import load_config
 from gguf_embed.embedder import Embedder
 from gguf_embed.encoding import EncodeOptions
 from gguf_embed.integrations.shared import SharedModel, missing_host
-from gguf_embed.models.registry import load_registry
+from gguf_embed.models.catalog import Catalog
 
 try:
     from mteb.models.model_meta import ModelMeta, ScoringFunction
@@ -129,7 +129,7 @@ def model_meta(model_name: str, *, truncate_dim: int | None = None, instructions
 
 
 def _model_meta(embedder: Embedder, revision: str | None, vectors: dict[str, Any], again: dict[str, Any] | None) -> Any:
-    spec = load_registry(load_config().config_dir / "models.toml").find(embedder.model_id)
+    spec = Catalog(load_config()).registry.find(embedder.model_id)
     quant = embedder.plan.quant
     known = {} if spec is None else {"max_tokens": spec.max_tokens, "adapted_from": spec.base_repo}
     return ModelMeta.create_empty(
